@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Set up and run the tests. `--all` adds the slow ones; anything else goes to pytest, for example: launch/test.sh -k lanes
+source "$(dirname "$0")/environment.sh"
+make_environment
+
+marks=(-m "not slow")
+if [ "${1:-}" = "--all" ]; then
+    marks=()
+    shift
+fi
+if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
+    echo "== no chromium or google-chrome found: the test that opens the report in a browser will be skipped"
+fi
+# Threads that wait for each other on shared cores cost more than they bring at the sizes of the tests.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+echo "== running the tests"
+exec python -m pytest "${marks[@]}" "$@"

@@ -1,0 +1,164 @@
+"""What the tests of both engines share: a training run over any world, and the plain trainer's run of the same rows."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from tests import tiny
+from tests.benchmarks import coordinate_check
+from tests.reference.training import PlainTrainer
+from upscale import engines, schedule
+from upscale.checkpoint.writer import snapshot
+from upscale.config import Config
+from upscale.distributed import World
+from upscale.model import parametrization
+from upscale.model.transformer import row_losses
+
+STEPS, BATCH, CONTEXT = 20, 12, 16
+SEED = 7
+"""Rounding can push a pre-activation across a ReLU's kink, and what Adam makes of that lets two correct trainers differ
+by 1e-6 to 1e-5: under noise of 2e-7 on every gradient the plain trainer did so for at least 12 of 30 seeds. For this
+one, under noise of 1e-6, losses stay within 2e-7 and weights within 1e-5, so a larger difference here is an error."""
+
+
+def config(**changes: object) -> Config:
+    return tiny.config(**{"run__seed": SEED, **changes})
+
+
+def global_rows(step: int) -> torch.Tensor:
+    return torch.randint(0, 256, (BATCH, CONTEXT + 1), generator=torch.Generator().manual_seed(step)).to(torch.uint8)
+
+
+def train_step(
+    engine: engines.Engine, world: World, config: Config, rows: torch.Tensor, seen: int, poisoned: bool = False
+) -> tuple[float, engines.StepReport]:
+    """One step on this rank's `rows` of the batch, in micro-batches of two filled up with rows of weight zero.
+
+    Returns the global loss in nats per token; `poisoned` makes this rank's share of it NaN.
+    """
+    active = schedule.active_blocks(seen, config.schedule, config.model)
+    passes = math.ceil(math.ceil(BATCH / world.size) / 2)
+    weights = torch.zeros(2 * passes)
+    weights[: len(rows)] = math.nan if poisoned else 1 / (BATCH * CONTEXT)
+    rows = torch.cat([rows, rows[:1].expand(2 * passes - len(rows), -1)])
+    total = torch.zeros(())
+    engine.train_mode(True)
+    for index, (part, weight) in enumerate(zip(rows.split(2), weights.split(2), strict=True)):
+        loss = (row_losses(engine.logits(part[:, :-1], active), part[:, 1:]) * weight).sum()
+        engine.backward(loss, last=index == passes - 1)
+        total += loss.detach()
+    factor = schedule.learning_rate_factor(seen, config.schedule)
+    report = engine.step(factor, schedule.awake_groups(seen, config.schedule))
+    return world.sum(total).item(), report
+
+
+def train(world: World, config: Config, steps: int = STEPS, poison: int | None = None, compiled: bool = False) -> dict:
+    """Train on `global_rows`; blocks 2-3 wake at step 4, blocks 4-5 at step 8.
+
+    At step `poison` the last rank's loss is NaN. Returns losses, reports, the steps taken, copies of the fragments at
+    the end and of those that slept at step 3, and what of the former this rank would save.
+    """
+    model = parametrization.build(config)
+    if compiled:
+        model.compile_blocks()
+    engine = engines.create(config, model, world)
+    found = {"losses": [], "reports": []}
+    for step in range(steps):
+        mine = global_rows(step).tensor_split(world.size)[world.rank]
+        poisoned = step == poison and world.rank == world.size - 1
+        loss, report = train_step(engine, world, config, mine, step * BATCH, poisoned)
+        found["losses"].append(loss)
+        found["reports"].append(report)
+        if step == 3:
+            found["asleep"] = copies(engine, "blocks.4", "blocks.5")
+    saved = snapshot(steps, engine.fragments(), {}, {}).parameters
+    found["saved"] = {name: (offset, len(tensors["weight"])) for name, (offset, tensors) in saved.items()}
+    return {**found, "end": copies(engine, ""), "steps": engine.steps_taken()}
+
+
+def train_each(world: World, kinds: dict[str, dict], *how: object) -> dict[str, dict]:
+    """`train` for every labelled set of changes to the config, one after the other in the same processes."""
+    return {label: train(world, config(**changes), *how) for label, changes in kinds.items()}
+
+
+def copies(engine: engines.Engine, *prefixes: str) -> dict:
+    chosen = (f for f in engine.fragments() if f.name.startswith(prefixes))
+    return {f.name: (f.offset, {key: tensor.clone() for key, tensor in f.tensors.items()}) for f in chosen}
+
+
+def sizes() -> dict[str, int]:
+    return {name: p.numel() for name, p in parametrization.build(config(), "meta").named_parameters()}
+
+
+def whole(results: list[dict], state: str) -> dict[str, torch.Tensor]:
+    """Parameters put together from every rank's fragments; where several hold an element, theirs must be equal."""
+    found = {name: torch.full((size,), math.nan) for name, size in sizes().items()}
+    for result in results:
+        for name, (offset, tensors) in result["end"].items():
+            here = found[name][offset : offset + len(tensors[state])]
+            assert torch.equal(here[~here.isnan()], tensors[state][~here.isnan()]), name
+            here.copy_(tensors[state])
+    return found
+
+
+def assert_equals_plain_trainer(results: list[dict], label: str) -> None:
+    """Losses to 1e-6, weights, counters, sleeping parameters, and that every element is saved exactly once."""
+    losses, weights = plain_run()
+    for result in results:
+        worst = max(abs(here - there) / there for here, there in zip(result["losses"], losses, strict=True))
+        assert worst <= 1e-6, f"{label}: losses differ by {worst:.2e}"
+        assert result["steps"] == {0: 20, 1: 16, 2: 12}, label
+        assert all(report.applied for report in result["reports"]), label
+        assert result["reports"] == results[0]["reports"], label
+    for name, value in whole(results, "weight").items():
+        torch.testing.assert_close(value, weights[name], atol=3e-5, rtol=1e-4, msg=f"{label} {name}")
+    initial = dict(parametrization.build(config()).named_parameters())
+    for result in results:
+        for name, (offset, tensors) in result["asleep"].items():
+            here = initial[name].detach().view(-1)[offset : offset + len(tensors["weight"])]
+            assert torch.equal(tensors["weight"], here), f"{name} changed while asleep: {label}"
+            assert not tensors["exp_avg"].any() and not tensors["exp_avg_sq"].any(), label
+    for name, size in sizes().items():
+        saved = torch.zeros(size)
+        for result in results:
+            offset, length = result["saved"].get(name, (0, 0))
+            saved[offset : offset + length] += 1
+        assert (saved == 1).all(), f"{label}: {name} is not saved exactly once"
+
+
+def assert_skipped(results: list[dict], label: str) -> None:
+    """After ten steps with number 5 poisoned: it counts on no rank, and the run goes on."""
+    for result in results:
+        assert [report.applied for report in result["reports"]] == [step != 5 for step in range(10)], label
+        assert result["reports"][5].gradient_norm == math.inf, label
+        assert result["steps"] == {0: 9, 1: 5, 2: 2}, label
+        assert all(math.isfinite(loss) for step, loss in enumerate(result["losses"]) if step != 5), label
+
+
+@functools.cache
+def plain_run() -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and final flat weights of tests/reference/training.py in fp32."""
+    trainer = PlainTrainer(config())
+    losses = [trainer.step(global_rows(step), step * BATCH) for step in range(STEPS)]
+    return losses, {name: p.detach().view(-1) for name, p in trainer.model.named_parameters()}
+
+
+def coordinates_under(world: World, changes: dict) -> dict[str, float]:
+    """Slopes of the coordinate check, trained by the engine; the forward runs on the sharded model."""
+
+    def measure(width: int, mup: bool) -> dict[str, float]:
+        chosen = coordinate_check.config(width, mup, **changes)
+        model = parametrization.build(chosen)
+        engine = engines.create(chosen, model, world)
+        depth, size = coordinate_check.DEPTH, coordinate_check.ROWS * coordinate_check.CONTEXT
+        _, initial = coordinate_check.coordinates(model, lambda tokens: engine.logits(tokens, depth), None)
+        for step in range(coordinate_check.STEPS):
+            batch = coordinate_check.rows(step).tensor_split(world.size)[world.rank]
+            engine.backward(row_losses(engine.logits(batch[:, :-1], depth), batch[:, 1:]).sum() / size, last=True)
+            engine.step(1.0, 1)
+        return coordinate_check.coordinates(model, lambda tokens: engine.logits(tokens, depth), initial)[0]
+
+    return coordinate_check.slopes(True, measure)

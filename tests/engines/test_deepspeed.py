@@ -1,0 +1,61 @@
+"""DeepSpeed at every stage and world against tests/reference/training.py, a plain single-process trainer."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import tiny
+from tests.benchmarks import coordinate_check
+from tests.engines import common
+from tests.ranks import run_ranks
+from upscale import engines
+from upscale.distributed import World
+from upscale.errors import UserError
+from upscale.model import parametrization
+
+STAGES = {f"stage {stage}": {"engine__zero_stage": stage} for stage in (0, 1, 2, 3)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_losses_and_weights_equal_the_plain_trainer(size):
+    """fp32, stages 0 to 3, with accumulation, clipping, muP groups and two wakings."""
+    per_rank = run_ranks(common.train_each, size, STAGES)
+    for label in STAGES:
+        common.assert_equals_plain_trainer([rank[label] for rank in per_rank], label)
+
+
+def test_three_ranks_with_uneven_shares():
+    """Four rows each split as 2 + 2, and parameters that three does not divide, against the plain trainer."""
+    common.assert_equals_plain_trainer(run_ranks(common.train, 3, common.config(engine__zero_stage=2)), "stage 2")
+
+
+def test_bf16_stays_close_at_every_stage():
+    """Against the plain trainer in fp32: near, and not the same by accident."""
+    losses = common.plain_run()[0][:12]
+    stages = {label: {**kind, "engine__precision": "bf16"} for label, kind in STAGES.items()}
+    for label, result in run_ranks(common.train_each, 2, stages, 12)[0].items():
+        assert result["losses"] == pytest.approx(losses, rel=2e-3), label
+        assert result["losses"] != pytest.approx(losses, rel=1e-7), label
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_every_rank():
+    """The poisoned step changes neither weights nor Adam's counters, and the run goes on."""
+    per_rank = run_ranks(common.train_each, 2, STAGES, 10, 5)
+    for label in STAGES:
+        common.assert_skipped([rank[label] for rank in per_rank], label)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_coordinates_are_flat_under_sharding(stage):
+    """Against the plain coordinate check: muP's learning rates survive ZeRO's flattening and partitioning."""
+    sharded = run_ranks(common.coordinates_under, 2, {"engine__zero_stage": stage}, timeout_seconds=400)[0]
+    assert sharded == pytest.approx(coordinate_check.slopes(True), abs=0.05)
+    assert max(abs(slope) for slope in sharded.values()) < 0.2
+
+
+def test_another_deepspeed_is_refused(monkeypatch):
+    import deepspeed
+
+    monkeypatch.setattr(deepspeed, "__version__", "0.18.0")
+    with pytest.raises(UserError, match="deepspeed 0.18.0 is installed.*pip install deepspeed=="):
+        engines.create(tiny.config(), parametrization.build(tiny.config()), World.single())

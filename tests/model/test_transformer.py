@@ -1,0 +1,136 @@
+"""The model against the formulas of section 4 of the design, written out one matrix product at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests import tiny
+from upscale.model import parametrization
+from upscale.model.transformer import row_losses
+
+TOKENS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+def random_model(**changes):
+    """A model whose gates and biases are not zero, so that a forgotten one shows."""
+    model = parametrization.build(tiny.config(**changes))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def by_hand(model, tokens: torch.Tensor) -> torch.Tensor:
+    """Post-norm blocks, ReLU, attention scaled by 1/k, x + a Block(x) behind the first two, head times 1/r."""
+    p = dict(model.named_parameters())
+    x = p["token_embedding.weight"][tokens] + p["position_embedding.weight"][: tokens.shape[1]]
+    for index in range(6):
+        gated = index >= 2
+        name = f"blocks.{index}." + ("block." if gated else "")
+        y, heads, size = x, 2, 16
+        projected = y @ p[name + "attention.project_in.weight"].T
+        mixed = torch.zeros_like(y)
+        for head in range(heads):
+            here = slice(head * size, (head + 1) * size)
+            query, key, value = (projected[..., part * 32 : (part + 1) * 32][..., here] for part in range(3))
+            scores = query @ key.transpose(1, 2) / size
+            scores = scores.masked_fill(torch.ones(16, 16).triu(1).bool(), -torch.inf)
+            mixed[..., here] = scores.softmax(-1) @ value
+        attended = mixed @ p[name + "attention.project_out.weight"].T + p[name + "attention.project_out.bias"]
+        y = F.layer_norm(y + attended, (32,), p[name + "attention_norm.weight"], p[name + "attention_norm.bias"])
+        hidden = (y @ p[name + "feedforward_in.weight"].T + p[name + "feedforward_in.bias"]).clamp(min=0)
+        fed = hidden @ p[name + "feedforward_out.weight"].T + p[name + "feedforward_out.bias"]
+        y = F.layer_norm(y + fed, (32,), p[name + "feedforward_norm.weight"], p[name + "feedforward_norm.bias"])
+        x = x + p[f"blocks.{index}.gate"] * y if gated else y
+    return (x @ p["head.weight"].T + p["head.bias"]) * (64 / 32)
+
+
+def test_forward_equals_the_formulas():
+    model = random_model()
+    torch.testing.assert_close(model(TOKENS, 6), by_hand(model, TOKENS), atol=2e-5, rtol=1e-5)
+
+
+def test_rows_may_be_bytes_and_only_the_last_position():
+    model = random_model()
+    whole = model(TOKENS.to(torch.uint8), 6)
+    torch.testing.assert_close(model(TOKENS, 6, last_only=True), whole[:, -1:])
+
+
+def test_a_position_does_not_see_later_ones():
+    model, changed = random_model(), TOKENS.clone()
+    changed[:, 10:] = 7
+    torch.testing.assert_close(model(changed, 6)[:, :10], model(TOKENS, 6)[:, :10])
+
+
+@pytest.mark.parametrize("active", [2, 4])
+def test_waking_a_group_leaves_the_output_bit_equal(active):
+    """As initialised: the gates of the blocks that wake are zero."""
+    model = parametrization.build(tiny.config())
+    assert torch.equal(model(TOKENS, active), model(TOKENS, active + 2))
+
+
+def test_sleeping_blocks_get_no_gradient_and_a_woken_gate_does():
+    model = parametrization.build(tiny.config())
+    row_losses(model(TOKENS, 4), TOKENS).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all((gradient is None) == name.startswith(("blocks.4", "blocks.5")) for name, gradient in gradients.items())
+    assert gradients["blocks.2.gate"].abs() > 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model__checkpointing": "full"}, {"model__compile": "true"}], ids=["checkpointing", "compile"]
+)
+def test_switches_change_neither_output_nor_gradient(changes):
+    """Against the plain eager model."""
+    results = []
+    for model in (random_model(), random_model(**changes)):
+        if model.config.compile is True:
+            model.compile_blocks()
+        output = model(TOKENS, 6)
+        row_losses(output, TOKENS).sum().backward()
+        results.append((output, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    for plain, switched in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(plain, switched, atol=1e-4, rtol=1e-4)
+
+
+def test_waking_compiles_nothing_anew():
+    """All plain and gated blocks share one graph, whatever the number of active blocks."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    model = parametrization.build(tiny.config())
+    model.compile_blocks()
+    for active in (2, 4, 6):
+        row_losses(model(TOKENS, active), TOKENS).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_bf16_keeps_weights_and_logits_in_float32_and_stays_close():
+    exact, rounded = random_model(), random_model(engine__precision="bf16")
+    output = rounded(TOKENS, 6)
+    assert output.dtype == torch.float32 and {p.dtype for p in rounded.parameters()} == {torch.float32}
+    assert not torch.equal(output, exact(TOKENS, 6))
+    torch.testing.assert_close(output, exact(TOKENS, 6), atol=0.15, rtol=0.1)
+
+
+def test_qk_norm_bounds_the_logits():
+    """With normalised queries and keys of size k and scale 1/sqrt(k) no attention logit exceeds sqrt(k) times gains."""
+    model = parametrization.build(tiny.config(model__qk_norm="true"))
+    attention = model.blocks[0].attention
+    x = 1000 * torch.randn(2, 16, 32)
+    query, key, _ = attention.project_in(x).view(2, 16, 3, 2, 16).permute(2, 0, 3, 1, 4)
+    logits = attention.query_norm(query) @ attention.key_norm(key).transpose(-1, -2) * attention.scale
+    assert logits.abs().max() <= 4.001
+    assert torch.isfinite(model(TOKENS, 6)).all()
+
+
+def test_row_losses_are_summed_cross_entropy():
+    logits = torch.randn(3, 16, 256)
+    expected = -logits.log_softmax(-1).gather(-1, TOKENS[..., None]).squeeze(-1).sum(1)
+    torch.testing.assert_close(row_losses(logits, TOKENS.to(torch.uint8)), expected)

@@ -1,0 +1,74 @@
+"""Run a function on several real gloo ranks, with a hard time-out: a hung collective fails the test, not the suite."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_ranks(function: Callable, size: int, *arguments, timeout_seconds: float = 180) -> list:
+    """`function(world, *arguments)` on `size` ranks; what each rank returned, in rank order.
+
+    The function must be importable (module level). Raises AssertionError with the traceback of the ranks that failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        processes = [
+            context.Process(target=_rank_main, args=(function, rank, size, port, folder, arguments), daemon=True)
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        late = []
+        for rank, process in enumerate(processes):
+            process.join(timeout_seconds)
+            if process.is_alive():
+                late.append(rank)
+        for process in processes:
+            process.kill()
+        failures = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
+        assert not failures, "\n".join(failures)
+        assert not late, f"ranks {late} of {size} did not end within {timeout_seconds} s"
+        codes = [process.exitcode for process in processes]
+        assert codes == [0] * size, f"exit codes {codes}"
+        return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(size)]
+
+
+def _rank_main(function: Callable, rank: int, size: int, port: int, folder: str, arguments: tuple) -> None:
+    from upscale.distributed import World
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several ranks, perhaps one GPU: these tests are about gloo
+    torch.set_num_threads(1)
+    environment = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    try:
+        world = World.join({name: str(value) for name, value in {**environment, "MASTER_PORT": port}.items()})
+        result = function(world, *arguments)
+        (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
+        world.barrier()
+    except BaseException:
+        (Path(folder) / f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,145 @@
+"""The config tree: defaults and `auto` against section 4 of the design, errors against what a user typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from upscale import config_files, planning
+from upscale.config import buffer_rows, enriched_rows
+from upscale.errors import UserError
+from upscale.model import parametrization
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+DEPTHS_AND_HEADS = {
+    384: (16, 3),
+    512: (22, 4),
+    640: (26, 5),
+    1024: (34, 8),
+    1536: (41, 12),
+    2048: (47, 16),
+    4096: (59, 32),
+}
+
+
+def problems(*overrides: str, path: Path | None = None) -> list[str]:
+    with pytest.raises(UserError) as raised:
+        config_files.load(path, list(overrides))
+    return str(raised.value).splitlines()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_builds_with_exactly_the_planned_parameters(path):
+    """Against the count of a model built on the meta device."""
+    config = config_files.load(path).resolved()
+    model = parametrization.build(config, "meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == planning.parameters(config.model)
+    assert len(parametrization.parameter_groups(model, config)) >= 2
+
+
+@pytest.mark.parametrize("width", DEPTHS_AND_HEADS)
+def test_depth_and_heads_are_the_papers(width):
+    """Against the table of section 4 of the design; the count is 12 L w^2 and the rest written out."""
+    model = config_files.load(CONFIGS / f"w{width}.yaml").resolved().model
+    assert (model.depth, model.heads) == DEPTHS_AND_HEADS[width]
+    depth = model.depth
+    rest = depth * 10 * width + (depth - 8) + 256 * width + 512 * width + 256 * width + 256
+    assert planning.parameters(model) == 12 * depth * width**2 + rest
+
+
+def test_defaults_are_the_papers_data():
+    """64 lanes share a batch of 512: 8 rows drawn, 16 enriched, 320 in the buffer, hidden w/10."""
+    data = config_files.load(None).resolved().data
+    assert (data.draw, enriched_rows(data), buffer_rows(data), data.sources[0].hidden) == (8, 16, 320, 102)
+
+
+def test_paper_single_lane_is_the_papers_buffer():
+    data = config_files.load(CONFIGS / "ablations/paper_single_lane.yaml").resolved().data
+    assert (data.lanes, data.draw, enriched_rows(data), buffer_rows(data)) == (1, 69, 138, 2760)
+    assert data.sources[0].hidden == 38
+
+
+def test_numbers_as_users_write_them():
+    config = config_files.load(
+        None, ["optimizer.learning_rate=3e-4", "schedule.instances=4e6", "schedule.warmup=1.6E6"]
+    )
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.schedule.instances == 4_000_000 and isinstance(config.schedule.instances, int)
+    assert config.schedule.warmup == 1_600_000
+
+
+def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {widht: 384, dropout: 2}\nmodle: {}\nschedule: {batch: {start: 9, end: 4}}\n")
+    lines = problems("model.depth=zwei", "data.sources=[{kind: lstm, hiden: 3}]", "run.seed=-1", path=path)
+    text = "\n".join(lines)
+    assert lines[0] == "7 problems in the config:"
+    assert f"{path}: modle: unknown key; did you mean model?" in text
+    assert f"{path}: model.widht: unknown key; did you mean width?" in text
+    assert f"{path}: model.dropout: input should be less than 1, given 2" in text
+    assert (
+        "override 'model.depth=zwei': model.depth: input should be a valid integer, or input should be 'auto'" in text
+    )
+    assert "data.sources[0].hiden: unknown key; did you mean hidden?" in text
+    assert "override 'run.seed=-1': run.seed: input should be greater than or equal to 0, given -1" in text
+    assert f"{path}: schedule.batch.end: 4 is below schedule.batch.start = 9" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["model.width=1001", "model.heads=8"],
+            "model.width: 1001 is not a multiple of model.heads = 8; the next that is: 1008",
+        ),
+        (["model.width=64"], "model.depth: auto gives -16 blocks at width 64"),
+        (["schedule.batch.from=2e6"], "schedule.batch.to: 1000000 is before schedule.batch.from = 2000000"),
+        (["data.reset.constant=0.9"], "data.reset: constant + noise must be at most 1"),
+        (
+            ["data.sources=[{kind: lstm, multiplier: [2, 1]}]"],
+            "data.sources[0].multiplier: [2.0, 1.0] is not [low, high]",
+        ),
+        (["model.context=4"], "data.sources[0].seed_tokens: 8 exceeds model.context = 4"),
+        (["run.seed=true"], "run.seed: input should be a valid integer, given True"),
+        (["data.lanes=2.5"], "data.lanes: input should be a valid integer, given 2.5"),
+        (["engine.zero_stage=4"], "engine.zero_stage: input should be 0, 1, 2 or 3, given 4"),
+        (["run.name=../x"], "run.name: string should match pattern"),
+        (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: input should be a finite number"),
+        (["model.width"], "must be section.key=value"),
+        (["model.width=[1"], "the value is not valid YAML"),
+    ],
+)
+def test_impossible_values(overrides, expected):
+    assert expected in "\n".join(problems(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {width: 3\n", "is not valid YAML"),
+        ("- 1\n", "a config is a mapping of sections"),
+        ("run: {seed: 1, seed: 2}\n", "key 'seed' is given twice"),
+        ("run: !!python/object/apply:os.system ['true']\n", "is not valid YAML"),
+        ("model: 3\n", "model: input should be a valid dictionary"),
+    ],
+)
+def test_bad_files(tmp_path, text, expected):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert expected in "\n".join(problems(path=path))
+
+
+def test_a_missing_file_names_its_neighbour():
+    assert "did you mean" in problems(path=CONFIGS / "w1042.yaml")[0]
+
+
+def test_a_written_config_loads_as_itself(tmp_path):
+    """Including the versions and commit written beside it."""
+    config = config_files.load(CONFIGS / "w1024.yaml", ["run.seed=3", "init.from=runs/other"]).resolved()
+    config_files.write(config, tmp_path / "config.yaml")
+    assert config_files.load(tmp_path / "config.yaml") == config
+    versions = yaml.safe_load((tmp_path / "config.yaml").read_text())["versions"]
+    assert set(versions) >= {"upscale", "torch", "deepspeed", "mup", "python", "commit"}

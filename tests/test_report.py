@@ -1,0 +1,425 @@
+"""The report against run directories of known numbers, and in a real headless browser."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib.image
+import numpy
+import pytest
+
+from upscale import report
+from upscale.report import canvas, page
+from upscale.report.figures import draw
+from upscale.report.runs import read_runs
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_SECONDS = 60
+
+
+def step_line(step: int, **changes) -> dict:
+    line = {
+        **{"step": step, "instances": 32 * step, "tokens": 32 * 512 * step, "loss_bits_per_byte": 8.0 - 0.01 * step},
+        **{"learning_rate": 1e-4, "global_batch": 32, "active_blocks": 8, "grad_norm": 0.5, "step_seconds": 2.0},
+        **{"generate_seconds": 0.5, "tokens_per_second": 8192.0, "tokens_per_second_per_device": 4096.0},
+        **{"model_flops_utilization": 0.375, "peak_memory_gib": 12.5, "world_size": 2, "skipped_steps": 0},
+    }
+    return line | changes
+
+
+def score_line(task: str, bits: float | None, instances: int = 3200, **changes) -> dict:
+    line = {
+        **{"step": instances // 32, "instances": instances, "task": task, "split": "generated"},
+        **{"bits_per_character": bits, "standard_error": 0.01, "samples": 10000, "skipped": None},
+        **{"markov_bits_per_character": 0.958, "markov_order": 3, "optimal_bits_per_character": 0.791},
+        **{"markov_published_bits_per_character": 1.008, "markov_published_order": 2},
+    }
+    return line | changes
+
+
+def config_text(name: str) -> str:
+    return json.dumps(
+        {
+            "run": {"name": name, "seed": 0},
+            "model": {"width": 384, "depth": 16, "context": 512, "vocabulary": 256},
+            "schedule": {"instances": 6400},
+            "data": {"kind": "synthetic", "sources": [{"kind": "lstm", "weight": 3.0}, {"kind": "utm", "weight": 1.0}]},
+            "versions": {"torch": "2.9.1", "commit": "0123abc"},
+        }
+    )
+
+
+def lines_of(objects: list[dict]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in objects)
+
+
+def make_run(
+    path: Path, *, name: str | None = None, metrics: list[dict] | None = None, scores: list[dict] | None = None
+):
+    """A run directory of 100 steps, 10 of them logged; scores None means that it has no evaluations.jsonl."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(config_text(name or path.name))
+    (path / "metrics.jsonl").write_text(lines_of(metrics or [step_line(step) for step in range(10, 101, 10)]))
+    if scores is not None:
+        (path / "evaluations.jsonl").write_text(lines_of(scores))
+    return path
+
+
+class Cells(html.parser.HTMLParser):
+    """The text of every table cell, row by row, and every address that a browser would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.addresses: list[str] = []
+        self.inside = False
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [text or "" for key, text in attributes if key in ("src", "srcset", "href", "data", "action")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += ("|" if self.rows[-1][-1] else "") + data
+
+
+def parse(index: Path) -> Cells:
+    cells = Cells()
+    cells.feed(index.read_text(encoding="utf-8"))
+    return cells
+
+
+def test_the_tables_hold_the_numbers_of_the_run(tmp_path):
+    # 100 steps of 2 s at first 2, then 3 ranks; one task beaten, one level, one behind, one earlier score superseded
+    metrics = [step_line(step, world_size=2 if step < 60 else 3) for step in range(10, 101, 10)]
+    scores = [
+        *(score_line("dyck", 8.01, 0), score_line("dyck", 0.888), score_line("ndfa", 0.961)),
+        score_line("wp", 1.234, split="excerpt", optimal_bits_per_character=None),
+    ]
+    index = report.write([make_run(tmp_path / "w384", metrics=metrics, scores=scores)], tmp_path / "out")
+    text, rows = index.read_text(encoding="utf-8"), parse(index).rows
+
+    assert rows[1] == [
+        *(
+            f"w384|{tmp_path / 'w384'}",
+            "384 × 16|28.8 M parameters",
+            "lstm (3.0), utm (1.0)",
+            "3,200|50 % of plan",
+            "100",
+        ),
+        *("2 → 3", "7.000", "1 of 3", "200|3 min", "12.5"),
+    ]
+    evaluations = {row[0].split("|")[0]: row[2:] for row in rows[3:]}
+    reference = ["0.958 (3)", "1.008 (2)"]
+    assert evaluations["dyck"] == ["3,200", "0.888 ± 0.010", *reference, "0.791", "✓ beats it by 0.070", "10,000"]
+    assert evaluations["ndfa"] == ["3,200", "0.961 ± 0.010", *reference, "0.791", "≈ level (+0.003)", "10,000"]
+    assert evaluations["wp (excerpt)"] == ["3,200", "1.234 ± 0.010", *reference, "–", "✗ behind by 0.276", "10,000"]
+    assert "has seen 3,200 synthetic rows and needs 7.000 bits per byte on them." in text
+    assert "It beats the Markov baseline on 1 of 3 tasks: dyck. It is level with it on ndfa." in text
+    assert "torch 2.9.1, commit 0123abc" in text
+
+
+def test_the_size_in_the_table_is_the_models(tmp_path):
+    from upscale.config import ModelConfig
+    from upscale.model.transformer import Transformer
+
+    sizes = {"width": 256, "depth": 10, "heads": 2, "context": 64, "vocabulary": 256}
+    total = sum(parameter.numel() for parameter in Transformer(ModelConfig(**sizes), 1.0).parameters())
+    path = make_run(tmp_path / "run")
+    (path / "config.yaml").write_text(json.dumps({"model": sizes}))
+    index = report.write([path], tmp_path / "out")
+    assert parse(index).rows[1][1] == f"256 × 10|{total / 1e6:.3g} M parameters"
+
+
+def test_each_picture_tells_its_final_values_and_lies_beside_the_page(tmp_path):
+    run = make_run(tmp_path / "w384", scores=[score_line("dyck", 0.888), score_line("a/b <c>", 0.9)])
+    index = report.write([run], tmp_path / "out")
+    alts = re.findall(r'<img alt="([^"]*)"', index.read_text(encoding="utf-8"))
+    assert "Training loss over instances seen (rows). Last values: w384 7 bits per byte." in alts
+    assert "Time generating data over instances seen (rows). Last values: w384 25 %." in alts
+    assert "Model FLOPs utilization over instances seen (rows). Last values: w384 37.5 %." in alts
+    assert any(alt.endswith("Last values: w384 0.888; Markov baseline 0.958; optimum 0.791.") for alt in alts)
+
+    names = {path.name for path in index.parent.iterdir()}
+    assert {"index.html", "loss.png", "learning-rate.png", "task-dyck-generated.png"} <= names
+    assert all(re.fullmatch(r"[a-z0-9-]+\.(png|html)", name) for name in names), "and no temporary file is left"
+    assert len(names) - 1 == len(alts)
+
+
+def test_everything_from_a_file_is_escaped(tmp_path):
+    evil = '<script>alert("$x_1$")</script>&'
+    scores = [score_line(evil, 0.9, split=evil), score_line("german", None, skipped=evil)]
+    path = make_run(tmp_path / "run", name=evil, scores=scores)
+    index = report.write([path, make_run(tmp_path / "other", name="_hidden")], tmp_path / "out")
+    text = index.read_text(encoding="utf-8")
+    assert "<script" not in text.lower()
+    assert "&lt;script&gt;alert(&quot;$x_1$&quot;)&lt;/script&gt;&amp;" in text
+
+
+def test_the_page_fetches_nothing(tmp_path):
+    index = report.write([make_run(tmp_path / "w384", scores=[score_line("dyck", 0.888)])], tmp_path / "out")
+    text, addresses = index.read_text(encoding="utf-8"), parse(index).addresses
+    assert addresses and all(address.startswith("data:image/png;base64,") for address in addresses)
+    # base64 has no colon, so neither pattern can meet one by chance
+    assert not re.search(r"(https?|file|ftp):|@import|url\(|<link|<script|<iframe", text)
+    assert "default-src 'none'; img-src data:" in text
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    import matplotlib
+
+    run = make_run(tmp_path / "w384", scores=[score_line("dyck", 0.888)])
+    first = report.write([run], tmp_path / "first")
+    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 20, "axes.facecolor": "red"}):
+        second = report.write([run], tmp_path / "second")
+    for path in first.parent.iterdir():
+        assert path.read_bytes() == (second.parent / path.name).read_bytes(), path.name
+    assert report.write([run], tmp_path / "first").read_bytes() == second.read_bytes()
+
+
+def test_a_run_without_evaluations_or_config_or_utilization(tmp_path):
+    path = make_run(tmp_path / "bare", metrics=[step_line(1, model_flops_utilization=None, peak_memory_gib=None)])
+    (path / "config.yaml").unlink()
+    index = report.write([path], tmp_path / "out")
+    text = index.read_text(encoding="utf-8")
+    assert parse(index).rows[1][1:] == ["– × –", "–", "32", "1", "2", "7.990", "–", "2", "–"]
+    assert "It has not been evaluated yet." in text and "No run has a score yet" in text
+    assert 'id="tokens-per-second"' in text and 'id="utilization"' not in text
+
+
+def test_tasks_without_a_number_are_listed_with_their_reason(tmp_path):
+    scores = [
+        *(score_line("german", None, 0, split=None, skipped="no file <german>"), score_line("dyck", 0.9, 0)),
+        *(score_line("german", None, split=None, skipped="still no file"), score_line("dyck", None)),
+        *(score_line("wp", None, 0, split=None, skipped="not there yet"), score_line("wp", 4.5, split="excerpt")),
+    ]
+    index = report.write([make_run(tmp_path / "run", scores=scores)], tmp_path / "out")
+    text = index.read_text(encoding="utf-8")
+    assert "<strong>german</strong>: still no file" in text and "no file <german>" not in text
+    assert "<strong>dyck</strong>: the model&#x27;s output was not finite" in text.replace("&apos;", "&#x27;")
+    assert "not there yet" not in text
+    assert [row[2] for row in parse(index).rows[3:]] == ["0", "3,200"], "dyck keeps its last number and when it was"
+
+
+def test_a_half_written_last_line_is_ignored(tmp_path):
+    run = make_run(tmp_path / "run", scores=[score_line("dyck", 0.888)])
+    whole = report.write([run], tmp_path / "out").read_bytes()
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        with open(run / name, "a") as file:
+            file.write('{"step": 110, "instances": 35')
+    assert report.write([run], tmp_path / "out").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "said"),
+    [
+        ("metrics.jsonl", '{"step": 20, "inst', "line 2 is not JSON"),
+        ("metrics.jsonl", "[1, 2]", "line 2 is not a JSON object"),
+        ("metrics.jsonl", '{"step": 20, "instances": 640}', "line 2: the field loss_bits_per_byte is missing"),
+        ("metrics.jsonl", json.dumps(step_line(20, loss_bits_per_byte="low")), "line 2: the field loss_bits_per_byte"),
+        ("metrics.jsonl", json.dumps(step_line(20) | {"step": None}), "line 2: the field step is None"),
+        ("evaluations.jsonl", '{"task": "dyck"', "line 2 is not JSON"),
+        ("evaluations.jsonl", json.dumps(score_line("dyck", 1.0) | {"task": 3}), "line 2: the field task is 3"),
+        ("evaluations.jsonl", json.dumps(score_line("dyck", True)), "line 2: the field bits_per_character is True"),
+    ],
+)
+def test_a_damaged_line_is_an_error_with_file_and_line(tmp_path, name, broken, said):
+    run = make_run(tmp_path / "run", scores=[score_line("dyck", 0.9, 0), score_line("dyck", 0.8)])
+    lines = (run / name).read_text().splitlines()
+    (run / name).write_text("\n".join([lines[0], broken, *lines[1:]]) + "\n")
+    with pytest.raises(ValueError, match=f"{re.escape(str(run / name))}.*{re.escape(said)}"):
+        report.write([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_repeated_after_a_restart_replace_their_first_version(tmp_path):
+    lost = [step_line(step, loss_bits_per_byte=50.0) for step in (30, 40)]
+    metrics = [step_line(10), step_line(20), *lost, step_line(30, world_size=1), step_line(40, world_size=1)]
+    (run,) = read_runs([make_run(tmp_path / "run", metrics=metrics, scores=[score_line("dyck", 0.9)] * 2)])
+    assert run.column("step").tolist() == [10, 20, 30, 40]
+    assert run.column("loss_bits_per_byte").max() < 8
+    assert run.world_sizes == [2, 1] and run.world_changes == [2] and run.seconds == 80
+    assert len(run.evaluations) == 1
+
+
+def test_losses_that_are_not_finite_leave_the_rest_readable(tmp_path):
+    metrics = [step_line(step) for step in range(1, 200)]
+    metrics[50]["loss_bits_per_byte"], metrics[60]["loss_bits_per_byte"] = float("nan"), float("inf")
+    metrics[70]["loss_bits_per_byte"], metrics[-1]["loss_bits_per_byte"] = 61.5, None
+    index = report.write([make_run(tmp_path / "run", metrics=metrics)], tmp_path / "out")
+    assert parse(index).rows[1][6] == "not a number|mean of 4: 6.030"
+    assert "Axis cut at 12.0 bits; the highest value is 61.50." in index.read_text(encoding="utf-8")
+
+
+def test_several_runs_and_equal_names(tmp_path):
+    first = make_run(tmp_path / "a" / "w384", scores=[score_line("dyck", 0.888)])
+    second = make_run(tmp_path / "b" / "w384", scores=[score_line("dyck", 0.999), score_line("toy", 1.5)])
+    third = make_run(tmp_path / "c")
+    index = report.write([first, second, third, first], tmp_path / "out")
+    rows = parse(index).rows
+    assert [row[0] for row in rows[1:4]] == [f"w384 ({first})", f"w384 ({second})", f"c|{third}"]
+    # the task's cell spans both runs, so the second row starts with the run
+    assert rows[5][1:4] == [f"w384 ({first})", "3,200", "0.888 ± 0.010"]
+    assert rows[6][:3] == [f"w384 ({second})", "3,200", "0.999 ± 0.010"]
+    assert rows[7][0].startswith("toy") and rows[7][1] == f"w384 ({second})"
+    text = index.read_text(encoding="utf-8")
+    assert "3 runs compared" in text and text.count("<li>") == 3
+
+
+def test_a_fine_tuned_run_is_not_called_zero_shot(tmp_path):
+    run = make_run(tmp_path / "run", scores=[score_line("wp", 2.5, split="excerpt")])
+    (run / "config.yaml").write_text("data: {kind: corpus, corpus: wp}\n")
+    text = report.write([run], tmp_path / "out").read_text(encoding="utf-8")
+    assert "rows of its corpus (wp)" in text and "its score on that text is not zero-shot" in text
+
+
+def test_more_runs_than_colours_stay_apart():
+    looks = [canvas.look_of(index) for index in range(20)]
+    assert len({(look["color"], str(look["linestyle"])) for look in looks}) == 20
+
+
+def test_smoothing_is_the_mean_of_the_neighbours_and_stops_at_breaks():
+    values = numpy.arange(120.0)
+    values[40] = numpy.nan
+    expected = [numpy.nanmean(values[max(0, i - 1) : i + 2]) for i in range(120)]
+    assert numpy.allclose(canvas.smoothed(values), expected)
+    stairs = numpy.repeat([1.0, 5.0], 60)
+    assert numpy.array_equal(canvas.smoothed(stairs, [60]), stairs)
+
+
+def test_verdict_needs_two_standard_errors():
+    assert page.compare(score_line("t", 0.93)) == "beats"
+    assert page.compare(score_line("t", 0.94)) == "level"
+    assert page.compare(score_line("t", 0.99)) == "behind"
+    assert page.compare(score_line("t", 0.94, standard_error=None)) == "beats"
+    assert page.compare(score_line("t", 0.94, markov_bits_per_character=None)) == ""
+
+
+def test_mistakes_say_what_was_given_and_what_is_allowed(tmp_path):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    unstarted = make_run(tmp_path / "unstarted")
+    (unstarted / "metrics.jsonl").write_text('{"step": 1')
+    crooked = make_run(tmp_path / "crooked")
+    (crooked / "config.yaml").write_text("run: [")
+    for runs, to, said in (
+        ([], "out", "no run was given"),
+        ([tmp_path / "missing"], "out", "missing is not a run directory: it is no directory"),
+        ([tmp_path / "empty"], "out", "empty is not a run directory"),
+        ([unstarted], "out", "unstarted has no metrics yet"),
+        ([run, crooked], "out", "config.yaml is not YAML"),
+        ([run], "file", "cannot write the report to .*file"),
+        ([run], "file/below", "cannot write the report to .*below"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            report.write(runs, tmp_path / to)
+
+
+def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    old = report.write([run], tmp_path / "out").read_bytes()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(step_line(110)) + "\n")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        report.write([run], tmp_path / "out")
+    assert (tmp_path / "out" / "index.html").read_bytes() == old
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix not in (".png", ".html")]
+
+
+# Shows the page in a frame of a given width and writes into itself what the browser made of it: how many pixels each
+# picture decoded to and where it lies, and whether the page is wider than its frame.
+WRAPPER = """<!DOCTYPE html><html><head><style>
+body {{ margin: 0 }} iframe {{ border: 0; width: {width}px; height: {height}px }}
+</style></head><body><iframe src="index.html"></iframe><script>
+window.onload = () => {{
+  const page = document.querySelector("iframe").contentDocument;
+  const pictures = [...page.images].map(image => {{
+    const box = image.getBoundingClientRect();
+    const place = [box.x, box.y, box.width, box.height];
+    return {{ name: image.closest("figure").id, natural: image.naturalWidth, box: place }};
+  }});
+  const root = page.documentElement;
+  const loaded = page.defaultView.performance.getEntriesByType("resource");
+  const fetched = loaded.filter(entry => !entry.name.startsWith("data:")).length;
+  const sizes = {{ wide: root.scrollWidth, frame: root.clientWidth, tall: page.body.scrollHeight }};
+  const found = {{ pictures, fetched, ...sizes }};
+  const result = document.createElement("script");
+  result.type = "application/json"; result.id = "result"; result.textContent = JSON.stringify(found);
+  document.body.append(result);
+}};
+</script></body></html>"""
+
+
+def browse(browser: str, folder: Path, width: int, height: int, scratch: Path) -> tuple[dict, numpy.ndarray]:
+    """What the browser found on the page at this width, and the screenshot, shape (height, width, 3), from 0 to 1."""
+    wrapper, picture = folder / f"wrapper-{width}.html", scratch / f"{width}.png"
+    wrapper.write_text(WRAPPER.format(width=width, height=height))
+    command = [
+        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars"),
+        # without it the wrapper may not look into the page beside it
+        "--allow-file-access-from-files",
+        *(f"--user-data-dir={scratch / 'profile'}", "--virtual-time-budget=5000", f"--window-size={width},{height}"),
+        *("--force-device-scale-factor=1", f"--screenshot={picture}", "--dump-dom", wrapper.resolve().as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BROWSER_SECONDS)
+    found = re.search(r'<script type="application/json" id="result">(.*?)</script>', done.stdout, re.DOTALL)
+    assert done.returncode == 0 and found, done.stderr[-2000:]
+    return json.loads(found.group(1)), matplotlib.image.imread(picture)[..., :3]
+
+
+def has_colour(pixels: numpy.ndarray, colour: str) -> bool:
+    """Whether some pixels are this colour, up to what scaling a thin line down mixes in."""
+    wanted = numpy.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return bool((numpy.abs(pixels - wanted).max(axis=-1) < 0.12).sum() >= 10)
+
+
+@pytest.mark.parametrize("width", [1280, 480])
+def test_a_real_browser_shows_every_picture(tmp_path, width):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"needs a browser on PATH: one of {', '.join(BROWSERS)}")
+    metrics = [step_line(step, grad_norm=0.5 + 0.1 * (step % 3)) for step in range(1, 200)]
+    scores = [score_line(task, 8 / (1 + i), 1600 * i) for task in ("dyck", "ndfa", "wp") for i in range(5)]
+    runs = [
+        make_run(tmp_path / f"runs/<b>{name}-{'x' * 50}", metrics=metrics, scores=scores) for name in ("w384", "w512")
+    ]
+    index = report.write(runs, tmp_path / "out")
+    expected = [picture.file_name.removesuffix(".png") for picture in draw(read_runs(runs))]
+
+    height = 6000 if width == 1280 else 13000
+    found, screenshot = browse(browser, index.parent, width, height, tmp_path)
+    assert screenshot.shape == (height, width, 3)
+    assert sorted(picture["name"] for picture in found["pictures"]) == sorted(expected)
+    assert found["fetched"] == 0
+    assert found["wide"] <= found["frame"] == width, "only tables scroll sideways, never the page"
+    assert found["tall"] <= height, "the frame shows the whole page"
+    for picture in found["pictures"]:
+        # a picture that does not decode is 0 pixels wide
+        assert picture["natural"] > 800, picture
+        left, top, wide, tall = (round(number) for number in picture["box"])
+        assert 330 <= wide <= 460 and left >= 0 and left + wide <= width, "legible: about its drawn size"
+        shown = screenshot[top : top + tall, left : left + wide]
+        # equal runs lie on each other, so the last one's colour is what must be seen
+        assert has_colour(shown, canvas.colour_of(1)), f"{picture['name']} does not show its line"
+        original = matplotlib.image.imread(io.BytesIO((index.parent / f"{picture['name']}.png").read_bytes()))
+        assert abs(shown.mean() - original[..., :3].mean()) < 0.02, f"{picture['name']} is not what was drawn"

@@ -1,0 +1,58 @@
+"""Schedules against the paper's numbers, computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from upscale import config_files, schedule
+
+CONFIG = config_files.load(None).resolved()
+
+
+@pytest.mark.parametrize(
+    ("instances", "factor"),
+    [(0, 1 / 1.6e6), (800_000, 0.5), (1_600_000, 1.0), (11_600_000, 0.5), (21_600_000, 0.25), (6_600_000, 2**-0.5)],
+)
+def test_learning_rate_warms_up_then_halves(instances, factor):
+    assert schedule.learning_rate_factor(instances, CONFIG.schedule) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("instances", "rows"), [(0, 64), (499_999, 64), (750_000, 320), (1_000_000, 512), (10**7, 512)]
+)
+def test_batch_grows_and_is_a_multiple_of_the_lanes(instances, rows):
+    """16 rounds up to one row a lane; halfway from 16 to 500 is 258, which 64 lanes round up to 320."""
+    assert schedule.batch_size(instances, CONFIG.schedule, 64) == rows
+    assert schedule.full_batch_size(CONFIG.schedule, 64) == 512
+
+
+def test_batch_of_one_lane_is_the_schedules_own():
+    assert [schedule.batch_size(i, CONFIG.schedule, 1) for i in (0, 750_000, 2_000_000)] == [16, 258, 500]
+
+
+@pytest.mark.parametrize(
+    ("instances", "blocks"), [(0, 8), (9_999, 8), (10_000, 16), (20_000, 24), (30_000, 32), (40_000, 34)]
+)
+def test_groups_of_eight_wake_every_ten_thousand(instances, blocks):
+    assert schedule.active_blocks(instances, CONFIG.schedule, CONFIG.model) == blocks
+
+
+def test_without_waking_every_block_is_active_from_the_start():
+    config = config_files.load(
+        None, ["schedule.wake_every=0", "schedule.warmup=0", "schedule.halve_every=0"]
+    ).resolved()
+    assert schedule.active_blocks(0, config.schedule, config.model) == 34
+    assert schedule.learning_rate_factor(10**9, config.schedule) == 1.0
+
+
+def test_wake_groups_of_blocks():
+    groups = [schedule.wake_group(block, CONFIG.model) for block in range(34)]
+    assert groups == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8 + [4] * 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "every", "expected"),
+    [(0, 10, 10, True), (9, 10, 10, True), (10, 19, 10, False), (0, 99, 0, False)],
+)
+def test_crossed(before, after, every, expected):
+    assert schedule.crossed(before, after, every) is expected

@@ -1,0 +1,62 @@
+"""Loading: any world, engine or stage picks the ranges it needs out of the pieces that were saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from upscale.checkpoint.manifest import InvalidCheckpoint
+from upscale.engines import Fragment
+
+
+class Reader:
+    """One valid step; `content` is its manifest. Files are opened once and read by range, never as a whole."""
+
+    def __init__(self, path: Path, content: dict):
+        self.path, self.content = path, content
+        self._open: dict[str, safe_open] = {}
+
+    def _file(self, name: str):
+        if name not in self._open:
+            try:
+                self._open[name] = safe_open(self.path / name, framework="pt")
+            except SafetensorError as error:
+                raise InvalidCheckpoint(f"{self.path / name} is not a safetensors file: {error}") from None
+        return self._open[name]
+
+    def load(self, fragments: Iterable[Fragment], states: Iterable[str]) -> None:
+        """Fill every fragment's tensors of the given states in place.
+
+        Raises InvalidCheckpoint when a parameter or a part of one was not saved.
+        """
+        for fragment in fragments:
+            for state in states:
+                self._fill(state, fragment.name, fragment.offset, fragment.tensors[state])
+
+    @torch.no_grad()
+    def _fill(self, state: str, name: str, offset: int, target: torch.Tensor) -> None:
+        missing = target.numel()
+        for piece in self.content["pieces"].get(name, []):
+            begin = max(offset, piece["offset"])
+            end = min(offset + target.numel(), piece["offset"] + piece["length"])
+            if begin < end:
+                saved = self._file(piece["file"]).get_slice(f"{state}/{name}")
+                target[begin - offset : end - offset] = saved[begin - piece["offset"] : end - piece["offset"]]
+                missing -= end - begin
+        if missing:
+            raise InvalidCheckpoint(f"{self.path} lacks {missing} of {target.numel()} elements of {state} of {name!r}")
+
+    def lane(self, lane: int) -> torch.Tensor:
+        """A lane's buffer (buffer rows, context + 1)."""
+        name = self.content["lanes"].get(str(lane))
+        if name is None:
+            raise InvalidCheckpoint(f"{self.path} has no lane {lane}")
+        return self._file(name).get_tensor(str(lane))
+
+
+def whole_parameters(model: torch.nn.Module) -> list[Fragment]:
+    """Every parameter of an unsharded float32 model as one fragment with its weight only."""
+    return [Fragment(name, 0, {"weight": parameter.detach().view(-1)}) for name, parameter in model.named_parameters()]

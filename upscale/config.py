@@ -1,0 +1,345 @@
+"""The typed config tree: YAML plus `section.key=value` overrides, every problem reported at once.
+
+`load` reads, `Config` holds, `Config.resolved` replaces every `auto` that does not depend on the machine, `write`
+saves the result with versions and commit. Field docstrings give unit and range.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+AUTO = "auto"
+
+
+def _integral(value: Any) -> Any:
+    """Accept 20.0e6 for a count: YAML has no other short way to write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
+CountOrZero = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
+Auto = Literal["auto"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+
+class RunConfig(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run: letters, digits, '.', '_' and '-'."""
+    dir: str = AUTO
+    """Run directory; auto: runs/NAME below the current folder."""
+    seed: CountOrZero = 0
+    """Seed of everything random: weights, lanes, dropout."""
+    steps: Count | None = None
+    """Stop after so many steps in all, whatever the schedule says; null: at schedule.instances."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: continue from the newest valid checkpoint if there is one; must: fail without one; never: refuse a used
+    directory."""
+
+
+class ModelConfig(Section):
+    width: Count = 1024
+    """Size of the residual stream, a multiple of `heads`."""
+    depth: Count | Auto = AUTO
+    """Blocks; auto: round((ln width - 5.039) / 0.0555) (Levine et al., paper section 6.1)."""
+    heads: Count | Auto = AUTO
+    """Attention heads; auto: width / 128, at least 1."""
+    context: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 512
+    """Positions the model sees; a row holds one token more."""
+    vocabulary: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=256)] = 256
+    """Token ids; bytes need 256."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout probability after each norm."""
+    dropout_keys: Literal["rank", "row"] = "rank"
+    """What keys dropout's masks besides the step: the rank (no cost), or the row (equal losses in any world)."""
+    plain_blocks: CountOrZero = 8
+    """Leading blocks without a progressive gate."""
+    group_blocks: Count = 8
+    """Blocks that wake together."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size)."""
+    compile: bool | Auto = AUTO
+    """torch.compile per block; auto: with a GPU and ZeRO stage below 3."""
+    checkpointing: Literal["none", "full"] = "none"
+    """Activation checkpointing: full recomputes every block in the backward pass."""
+
+
+class MupConfig(Section):
+    base_width: Count = 640
+    """Width at which the learning rate was tuned."""
+    enabled: bool = True
+    """False: one learning rate for all parameters, for comparisons only."""
+
+
+class OptimizerConfig(Section):
+    learning_rate: Positive = 3e-4
+    """Base learning rate at mup.base_width."""
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """AdamW's decay rates of the two moments."""
+    epsilon: Positive = 1e-8
+    """AdamW's denominator term."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's decoupled weight decay."""
+    clip: Positive = 1.0
+    """Largest global gradient norm."""
+    max_skipped_steps: CountOrZero = 20
+    """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
+
+
+class BatchConfig(Section):
+    start: Count = 16
+    """Rows in a global batch at first; rounded up to a multiple of data.lanes."""
+    end: Count = 500
+    """Rows in a global batch from `to` on."""
+    from_: Annotated[CountOrZero, Field(alias="from")] = 500_000
+    """Instances at which the batch starts to grow."""
+    to: CountOrZero = 1_000_000
+    """Instances at which it has grown."""
+
+
+class ScheduleConfig(Section):
+    instances: Count = 20_000_000
+    """Rows to train on in all."""
+    warmup: CountOrZero = 1_600_000
+    """Instances of linear learning-rate warm-up."""
+    halve_every: CountOrZero = 10_000_000
+    """Instances in which the learning rate halves after the warm-up; 0: constant."""
+    wake_every: CountOrZero = 10_000
+    """Instances between the wakings of two groups of blocks; 0: all awake from the start."""
+    batch: BatchConfig = BatchConfig()
+
+
+class ResetConfig(Section):
+    constant: Share = 0.145
+    """Share of the enriched rows that becomes constant rows (20 of 138 in the paper)."""
+    noise: Share = 0.145
+    """Share of the enriched rows that becomes uniform noise."""
+
+
+class RecurrentSource(Section):
+    kind: Literal["lstm", "gru"]
+    weight: Positive = 1.0
+    """Relative frequency among the sources."""
+    hidden: Count | Auto = AUTO
+    """Hidden units; auto: model.width / 10. The embedding has half of it."""
+    seed_tokens: Count = 8
+    """Tokens copied from the buffer at the start of each row."""
+    temperature: NotNegative = 1e-4
+    """Sampling temperature; 0: the most likely token."""
+    multiplier: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] = [0.0, 1.1]
+    """Range of the factor on a program's recurrent weights."""
+
+
+class UniformSource(Section):
+    kind: Literal["uniform"]
+    weight: Positive = 1.0
+    """Relative frequency among the sources."""
+
+
+Source = Annotated[RecurrentSource | UniformSource, Field(discriminator="kind")]
+
+
+class DataConfig(Section):
+    kind: Literal["synthetic"] = "synthetic"
+    """Where rows come from."""
+    lanes: Count = 64
+    """Independent buffers; at least one per rank. The lanes, not the ranks, decide which rows are trained on."""
+    draw: Count | Auto = AUTO
+    """Rows a lane draws in a round, at most; auto: its share of the full batch."""
+    enrich: Positive = 2.0
+    """Rows a lane enriches in a round, as a multiple of `draw`."""
+    buffer: Annotated[float, Field(ge=1)] = 20.0
+    """Rows in a lane's buffer, as a multiple of the enriched rows."""
+    reset: ResetConfig = ResetConfig()
+    iterate: bool = True
+    """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
+    sources: Annotated[list[Source], Field(min_length=1)] = [RecurrentSource(kind="lstm")]
+
+
+class EngineConfig(Section):
+    name: Literal["deepspeed", "fsdp"] = "deepspeed"
+    """What trains over ranks: DeepSpeed's ZeRO, or PyTorch's own FSDP2; both give the same losses."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """deepspeed only: what is divided over ranks: 1 optimizer state, 2 and gradients, 3 and weights."""
+    reshard: bool = True
+    """fsdp only: true frees a block's gathered weights after its forward pass and gathers them again for its backward
+    pass; false keeps them until the step's last backward pass, for more memory and less traffic."""
+    shard_ranks: Count | Auto = AUTO
+    """fsdp only: consecutive ranks that divide weights, gradients and optimizer state among them, a divisor of the
+    number of ranks; groups of them hold copies of each other. The GPUs of a node: hybrid sharding; auto: all ranks."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: matrix products in bfloat16, weights, norms and sums in float32."""
+    micro_batch: Count | Auto = AUTO
+    """Rows a rank passes through the model at once; auto: from the device's memory."""
+    timeout_seconds: Annotated[float, Field(ge=1)] = 600.0
+    """How long a step may take before the ranks conclude that one of them hangs, and end; compilation counts."""
+
+
+class EvaluationConfig(Section):
+    every: CountOrZero = 500_000
+    """Instances between evaluations in the loop; 0: none, not even at the end."""
+    tasks: Annotated[list[str], Field(min_length=1)] | Literal["all"] = "all"
+    """Names of the tasks and texts to measure."""
+    slices: Count = 4_000
+    """Slices per task, each predicting its last character."""
+    data_dir: str | None = None
+    """Folder with full texts instead of the shipped excerpts."""
+
+
+class CheckpointConfig(Section):
+    every: CountOrZero = 500_000
+    """Instances between checkpoints; 0: only at the end."""
+    every_steps: Count | None = None
+    """Steps between checkpoints, for short runs; overrides `every`."""
+    keep: Count = 3
+    """Newest checkpoints to keep."""
+    milestones: CountOrZero = 5_000_000
+    """Instances between checkpoints that are kept for ever; 0: none."""
+    asynchronous: bool = True
+    """Write in a thread: training waits for the copy in memory only."""
+
+
+class TrackingConfig(Section):
+    log_every: Count = 10
+    """Steps between logged lines."""
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """Where Weights & Biases keeps its copy of the metrics."""
+    samples: CountOrZero = 8
+    """Rows of the sources' output written to samples/ at each evaluation."""
+
+
+class InitConfig(Section):
+    from_: Annotated[str | None, Field(alias="from")] = None
+    """A run directory to take the weights from; null: random weights."""
+    step: Count | Literal["newest"] = "newest"
+    """Which of that run's checkpoints."""
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    mup: MupConfig = MupConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    data: DataConfig = DataConfig()
+    engine: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    init: InitConfig = InitConfig()
+
+    def resolved(self) -> Config:
+        """The same config with every `auto` replaced that does not depend on the machine (section 4 of the design)."""
+        model, data = self.model, self.data
+        model = model.model_copy(update={"depth": depth_of(model), "heads": heads_of(model)})
+        draw = rows_per_lane(self.schedule, data.lanes) if data.draw == AUTO else data.draw
+        sources = [
+            source.model_copy(update={"hidden": round(model.width / 10)})
+            if getattr(source, "hidden", 0) == AUTO
+            else source
+            for source in data.sources
+        ]
+        data = data.model_copy(update={"draw": draw, "sources": sources})
+        directory = str(Path("runs") / self.run.name) if self.run.dir == AUTO else self.run.dir
+        run = self.run.model_copy(update={"dir": directory})
+        return self.model_copy(update={"run": run, "model": model, "data": data})
+
+
+def depth_of(model: ModelConfig) -> int:
+    """Blocks for the width (Levine et al. as used by the paper): 384 gives 16, 1024 gives 34, 4096 gives 59."""
+    return round((math.log(model.width) - 5.039) / 0.0555) if model.depth == AUTO else model.depth
+
+
+def heads_of(model: ModelConfig) -> int:
+    """Attention heads: of size 128 unless given."""
+    return max(1, model.width // 128) if model.heads == AUTO else model.heads
+
+
+def rows_per_lane(schedule: ScheduleConfig, lanes: int) -> int:
+    """A lane's share of the largest global batch."""
+    return math.ceil(max(schedule.batch.start, schedule.batch.end) / lanes)
+
+
+def enriched_rows(data: DataConfig) -> int:
+    """Rows a lane enriches in a round; `data` must be resolved."""
+    return max(1, round(data.enrich * data.draw))
+
+
+def buffer_rows(data: DataConfig) -> int:
+    """Rows in a lane's buffer; `data` must be resolved."""
+    return max(round(data.buffer * enriched_rows(data)), data.draw)
+
+
+def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, str]]:
+    """Impossible combinations as (key, message), among those of the sections that are valid by themselves."""
+    found: list[tuple[str, str]] = []
+    model, schedule, data, run = (sections.get(name) for name in ("model", "schedule", "data", "run"))
+    if model:
+        heads = heads_of(model)
+        if model.width % heads:
+            near = [w for w in range(model.width, model.width + heads) if w % heads == 0]
+            found.append(
+                (
+                    "model.width",
+                    f"{model.width} is not a multiple of model.heads = {heads}; the next that is: {near[0]}",
+                )
+            )
+        if depth_of(model) < 1:
+            found.append(
+                (
+                    "model.depth",
+                    f"auto gives {depth_of(model)} blocks at width {model.width}; give a depth of at least 1",
+                )
+            )
+    if schedule:
+        batch = schedule.batch
+        if batch.to < batch.from_:
+            found.append(("schedule.batch.to", f"{batch.to} is before schedule.batch.from = {batch.from_}"))
+        if batch.end < batch.start:
+            found.append(("schedule.batch.end", f"{batch.end} is below schedule.batch.start = {batch.start}"))
+    if data:
+        if data.reset.constant + data.reset.noise > 1:
+            found.append(
+                ("data.reset", "constant + noise must be at most 1: no more rows can be reset than were enriched")
+            )
+        for index, source in enumerate(data.sources):
+            if isinstance(source, RecurrentSource):
+                if source.multiplier[0] > source.multiplier[1]:
+                    found.append((f"data.sources[{index}].multiplier", f"{source.multiplier} is not [low, high]"))
+                if source.hidden != AUTO and source.hidden < 2:
+                    found.append(
+                        (f"data.sources[{index}].hidden", f"{source.hidden} is too small: its embedding has half of it")
+                    )
+                if model and source.hidden == AUTO and round(model.width / 10) < 2:
+                    found.append(
+                        (
+                            f"data.sources[{index}].hidden",
+                            f"auto is model.width / 10 = {model.width / 10}: give at least 2",
+                        )
+                    )
+                if model and source.seed_tokens > model.context:
+                    found.append(
+                        (
+                            f"data.sources[{index}].seed_tokens",
+                            f"{source.seed_tokens} exceeds model.context = {model.context}",
+                        )
+                    )
+    if run and run.dir != AUTO and not run.dir.strip():
+        found.append(("run.dir", "is empty; give a folder or auto"))
+    return found

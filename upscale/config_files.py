@@ -1,0 +1,225 @@
+"""Config files: reading YAML and overrides into the tree with every problem at once, and writing the resolved tree."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import platform
+import re
+import subprocess
+import typing
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from upscale.config import Config, Section, problems_between_sections
+from upscale.errors import UserError
+from upscale.files import write_atomically
+
+PACKAGES = ("upscale", "torch", "deepspeed", "mup", "numpy")
+
+
+class ConfigError(UserError):
+    """Every problem of a config, one a line."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 3e-4 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot and a signed exponent in a float, so that 3e-4 would be a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
+    """Read a YAML file and apply `section.key=value` overrides.
+
+    Raises ConfigError naming every unknown key, wrong type and impossible combination at once.
+    """
+    origin = str(path) if path is not None else "defaults"
+    problems: list[str] = []
+    tree = _read(Path(path)) if path is not None else {}
+    origins = {}
+    for override in overrides:
+        problem = _apply(tree, override, origins)
+        if problem:
+            problems.append(problem)
+    sections = _validate(tree, origin, origins, problems)
+    for key, message in problems_between_sections(sections):
+        problems.append(f"{_where(key, origin, origins)}: {key}: {message}")
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{count} in the config:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return Config(**sections)
+
+
+def _read(path: Path) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [p.as_posix() for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.as_posix(), siblings, 1)
+        raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config file {path}: {error}") from None
+    try:
+        tree = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path} holds a {type(tree).__name__}, but a config is a mapping of sections: {_names(Config)}"
+        )
+    tree.pop("versions", None)  # written beside a resolved config, so that it can be run again
+    return tree
+
+
+def _apply(tree: dict, override: str, origins: dict[str, str]) -> str | None:
+    """Set one `section.key=value` in the tree; return what is wrong with it, if anything."""
+    key, separator, text = override.partition("=")
+    key = key.strip().lstrip("-")
+    if not separator or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+        return f"override {override!r}: must be section.key=value, for example model.width=384"
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        return f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+    *parents, leaf = key.split(".")
+    node = tree
+    for depth, name in enumerate(parents):
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            return f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a section"
+    node[leaf] = value
+    origins[key] = f"override {override!r}"
+    return None
+
+
+def _validate(tree: dict, origin: str, origins: dict, problems: list[str]) -> dict[str, Section]:
+    """The valid sections; what is wrong with the others is appended to `problems`."""
+    sections: dict[str, Section] = {}
+    for name in tree:
+        if name not in Config.model_fields:
+            problems.append(f"{_where(str(name), origin, origins)}: {name}: {_unknown(str(name), Config)}")
+    for name, field in Config.model_fields.items():
+        try:
+            value = tree.get(name, {})
+            sections[name] = field.annotation.model_validate({} if value is None else value)
+        except pydantic.ValidationError as error:
+            described: dict[str, list[str]] = {}
+            for detail in error.errors():
+                key, message = _describe(field.annotation, detail)
+                described.setdefault(name + key, []).append(message)
+            for key, messages in described.items():
+                given = _at(tree, key)
+                problems.append(f"{_where(key, origin, origins)}: {key}: {', or '.join(messages)}{given}")
+    return sections
+
+
+def _where(key: str, origin: str, origins: dict[str, str]) -> str:
+    """The file or the override that a key came from."""
+    bare = re.sub(r"\[\d+\]", "", key)
+    given = [text for name, text in origins.items() if bare == name or bare.startswith(name + ".")]
+    return given[-1] if given else origin
+
+
+def _describe(model: type[Section], detail: dict) -> tuple[str, str]:
+    """The key below a section and one line, from one of pydantic's errors."""
+    key, owner, location = "", model, detail["loc"]
+    for part in location:
+        if isinstance(part, int):
+            key += f"[{part}]"
+        elif part in _keys(owner):
+            key += f".{part}"
+            owner = _keys(owner)[part]
+        elif variant := _variant(owner, part):
+            owner = variant
+        elif part == location[-1] and detail["type"] == "extra_forbidden":
+            return f"{key}.{part}", _unknown(part, owner)
+        # Any other part is pydantic's name for a member of a union, which is no key.
+    return key, detail["msg"][0].lower() + detail["msg"][1:]
+
+
+def _at(tree: dict, key: str) -> str:
+    """', given VALUE' for a key such as data.sources[0].weight that holds a plain value."""
+    node: Any = tree
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit():
+            node = node[int(part)]
+        else:
+            return ""
+    return f", given {node!r}"
+
+
+def _keys(model: Any) -> dict[str, Any]:
+    if not (isinstance(model, type) and issubclass(model, pydantic.BaseModel)):
+        return {}
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _variant(owner: Any, tag: object) -> type[Section] | None:
+    """The class that a discriminated union chooses for a tag such as 'lstm'."""
+    for candidate in _classes(owner):
+        kinds = _keys(candidate).get("kind")
+        if kinds is not None and tag in typing.get_args(kinds):
+            return candidate
+    return None
+
+
+def _classes(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [found for inner in typing.get_args(annotation) for found in _classes(inner)]
+
+
+def _names(model: type[Section]) -> str:
+    return ", ".join(_keys(model))
+
+
+def _unknown(key: str, model: type[Section]) -> str:
+    near = difflib.get_close_matches(key, list(_keys(model)), 1, 0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown key; {hint}allowed: {_names(model)}"
+
+
+def as_tree(config: Config) -> dict:
+    """The config as plain YAML values under the names the user writes."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what ran, and the commit with '-dirty' when the tree had changes; 'unknown' outside a checkout."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "commit": _commit()}
+
+
+def _commit() -> str:
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def write(config: Config, path: Path) -> None:
+    """Save the tree with versions and commit; the file can be given to --config again."""
+    tree = {**as_tree(config), "versions": versions()}
+    write_atomically(path, yaml.safe_dump(tree, sort_keys=False).encode())

@@ -1,0 +1,141 @@
+"""DeepSpeed ZeRO 0 to 3 behind the engine protocol.
+
+DeepSpeed runs in its float32 mode with an optimizer of ours: the model casts by itself, learning rates are each group's
+base times the schedule, and a sleeping group has learning rate and weight decay zero. The attributes of its
+optimizers that are read here are private, so only the tested version is accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+
+import torch
+
+from upscale.config import Config
+from upscale.distributed import World
+from upscale.engines import Fragment, StepReport
+from upscale.engines.optimizer import ScheduledAdamW
+from upscale.errors import UserError
+from upscale.model.parametrization import parameter_groups
+from upscale.model.transformer import Transformer
+
+TESTED_VERSION = "0.19.8"
+
+
+def _import_deepspeed(device: torch.device):
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    import deepspeed
+
+    if deepspeed.__version__.split("+")[0] != TESTED_VERSION:
+        raise UserError(
+            f"deepspeed {deepspeed.__version__} is installed, but this engine reads private attributes of "
+            f"{TESTED_VERSION}: pip install deepspeed=={TESTED_VERSION}"
+        )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On a CPU DeepSpeed compiles a shared-memory op with g++ (28 s) that only inference uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class DeepSpeedEngine:
+    def __init__(self, config: Config, model: Transformer, world: World):
+        deepspeed = _import_deepspeed(world.device)
+        self.world, self.stage, self.clip = world, config.engine.zero_stage, config.optimizer.clip
+        self.parameters = dict(model.named_parameters())
+        model.to(world.device)
+        self.optimizer = ScheduledAdamW(config, parameter_groups(model, config), self.parameters, world.device)
+        settings = {
+            # Rows and accumulation are the trainer's: DeepSpeed only learns where an optimizer step ends.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "zero_optimization": {"stage": self.stage},
+            # At stage 0 clipping is ours, because DeepSpeed's neither reports the norm nor checks that it is finite.
+            "gradient_clipping": self.clip if self.stage else 0.0,
+            "steps_per_print": 2**31,
+            "wall_clock_breakdown": False,
+        }
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
+        )
+        self.zero = self.engine.optimizer
+        if self.stage == 3:
+            partitions = enumerate(self.zero.fp32_partitioned_groups_flat)
+            self.optimizer.held = [(self.zero.sub_group_to_group_id[index], flat) for index, flat in partitions]
+        elif self.stage:
+            self.optimizer.held = list(enumerate(self.zero.single_partition_of_fp32_groups))
+
+    def train_mode(self, training: bool) -> None:
+        self.engine.train(training)
+
+    def logits(
+        self, tokens: torch.Tensor, active_blocks: int, last_only: bool = False, row_keys: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.engine(tokens, active_blocks, last_only, row_keys)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks where the loss is already a share of the global mean.
+        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+
+    def step(self, learning_rate_factor: float, awake_groups: int) -> StepReport:
+        self.optimizer.prepare(learning_rate_factor, awake_groups)
+        report = self._step_replicated() if self.stage == 0 else self._step_sharded()
+        if report.applied:
+            self.optimizer.count(awake_groups)
+        return report
+
+    def _step_replicated(self) -> StepReport:
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
+        if not math.isfinite(norm):
+            self.engine.zero_grad()
+            return StepReport(math.inf, False)
+        self.engine.step()
+        return StepReport(norm, True)
+
+    def _step_sharded(self) -> StepReport:
+        self.engine.step()
+        return StepReport(float(self.zero._global_grad_norm), not self.zero.overflow)
+
+    def fragments(self) -> Iterator[Fragment]:
+        self.optimizer.create_states()
+        for name, parameter in self.parameters.items():
+            if self.stage == 0:
+                yield self._fragment(name, 0, parameter, 0, parameter.numel(), self.world.rank, self.world.size)
+            elif self.stage == 3:
+                size = parameter.ds_numel
+                share = math.ceil(size / self.world.size)
+                begin = min(self.world.rank * share, size)
+                length = min(begin + share, size) - begin
+                group, start, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
+                if length:
+                    yield self._fragment(name, begin, self.zero.fp32_partitioned_groups_flat[group], start, length)
+            elif (mapping := parameter._hp_mapping) is not None:
+                flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
+                here = mapping.hp_fragment_address
+                yield self._fragment(name, mapping.lp_fragment_address.start, flat, here.start, here.numel)
+
+    def _fragment(
+        self, name: str, offset: int, flat: torch.Tensor, start: int, length: int, replica: int = 0, replicas: int = 1
+    ) -> Fragment:
+        whole = self.optimizer.tensors(flat)
+        views = {key: tensor.view(-1)[start : start + length] for key, tensor in whole.items()}
+        return Fragment(name, offset, views, replica, replicas)
+
+    def steps_taken(self) -> dict[int, int]:
+        return dict(self.optimizer.steps_taken)
+
+    def loaded(self, steps_taken: dict[int, int] | None) -> None:
+        if steps_taken is not None:
+            self.optimizer.restore(steps_taken)
+        if self.stage == 3:
+            for index in range(len(self.zero.fp32_partitioned_groups_flat)):
+                self.zero._reassign_or_swap_out_partitioned_parameters(index)
+            if self.zero.persistent_parameters:
+                self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+        elif self.stage:
+            self.zero.update_lp_params()

@@ -1,0 +1,124 @@
+"""The metric: bits per character, mean -log2 p(last character | the characters before it) over random slices.
+
+Bloem 2025 takes 10 000 slices of 512 characters. The published code gives the model 512 characters of context where
+it trained on 511 positions, so an untrained position embedding predicts; here the context is 511 characters, and the
+caller puts the model in eval mode, which the published code does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from upscale.distributed import World
+
+TOKENS = 256
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+"""(rows, context - 1) int64 tokens on the world's device -> (rows, vocabulary >= 256) logits of the next token.
+
+Log-probabilities are logits too. All columns enter the softmax: nothing is restricted to the data's alphabet.
+"""
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, label)."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Bits per character of one string. NaN or infinite when the model's logits are."""
+
+    bits_per_character: float
+    standard_error: float
+    """Of the mean over slices, taken as independent; NaN for fewer than two slices."""
+    samples: int
+
+
+def target_positions(characters: int, *, context: int, slices: int, seed: int = 0) -> np.ndarray:
+    """The targets' places in a string: `slices` of those that have context - 1 characters before them.
+
+    Drawn without replacement, sorted, int64; all of them when there are fewer. Raises ValueError when there is none.
+    """
+    available = characters - (context - 1)
+    if available < 1:
+        raise ValueError(f"{characters} characters are too few for a slice of {context}")
+    if slices >= available:
+        return np.arange(context - 1, characters)
+    return np.sort(np.random.default_rng(seed).choice(available, slices, replace=False)) + context - 1
+
+
+def measure(
+    predict: Predict,
+    data: Sequence[np.ndarray],
+    positions: Sequence[np.ndarray],
+    *,
+    context: int,
+    world: World,
+    batch_rows: int,
+    labels: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measure several strings in one pass over all their slices.
+
+    `data` are (characters,) uint8 arrays, `positions` the targets in each, non-empty, int64. The slices of all strings
+    form one list that is dealt out to the ranks, so that padding is paid once and not once a string. Every rank calls
+    `predict` equally often and always with `batch_rows` rows (the last ones padded): a sharded forward contains
+    collectives. Sums are float64 and reduced once, at the end, so the number of ranks only changes their rounding.
+
+    Raises ValueError when `predict` returns another shape.
+    """
+    owners = np.repeat(np.arange(len(data)), [len(places) for places in positions])
+    places = np.concatenate([*positions, np.empty(0, np.int64)]).astype(np.int64)
+    if len(places) == 0:
+        return []
+    calls = math.ceil(math.ceil(len(places) / world.size) / batch_rows)
+    mine = np.arange(calls * batch_rows) * world.size + world.rank
+    real = mine < len(places)
+    mine[~real] = 0
+    bits = []
+    for call in range(calls):
+        batch = mine[call * batch_rows : (call + 1) * batch_rows]
+        windows = _windows(data, owners[batch], places[batch], context)
+        bits.append(_bits(predict, torch.from_numpy(windows).to(world.device).long()))
+        if progress is not None:
+            progress(call + 1, calls, labels[owners[batch[0]]] if labels else "")
+    mine_bits, mine_owners = torch.cat(bits).cpu().numpy()[real], owners[mine[real]]
+    sums = np.empty((3, len(data)))  # float64: bincount returns integers to a rank that has no rows of its own
+    for row, weights in zip(sums, (np.ones_like(mine_bits), mine_bits, mine_bits**2), strict=True):
+        row[:] = np.bincount(mine_owners, weights=weights, minlength=len(data))
+    totals = world.sum(torch.from_numpy(sums).to(world.device)).cpu().numpy()
+    return [_measurement(count, total, squares) for count, total, squares in totals.T.tolist()]
+
+
+def _windows(data: Sequence[np.ndarray], owners: np.ndarray, places: np.ndarray, context: int) -> np.ndarray:
+    """The slices that end at `places`, (rows, context) uint8; row i comes from data[owners[i]]."""
+    windows = np.empty((len(places), context), np.uint8)
+    offsets = np.arange(1 - context, 1)
+    for owner in np.unique(owners):
+        rows = owners == owner
+        windows[rows] = data[owner][places[rows, None] + offsets]
+    return windows
+
+
+def _bits(predict: Predict, windows: torch.Tensor) -> torch.Tensor:
+    """-log2 p of the last column, (rows,) float64, left on the device: no synchronisation per batch."""
+    with torch.no_grad():
+        logits = predict(windows[:, :-1].contiguous())
+        if logits.ndim != 2 or logits.shape[0] != len(windows) or logits.shape[1] < TOKENS:
+            raise ValueError(
+                f"predict returned {tuple(logits.shape)}; the logits of the next token, ({len(windows)}, >= {TOKENS}), "
+                "are expected"
+            )
+        log_probabilities = torch.log_softmax(logits.double(), dim=-1)
+        target = windows[:, -1:].to(logits.device)
+        return log_probabilities.gather(1, target).squeeze(1) / -math.log(2)
+
+
+def _measurement(count: float, total: float, squares: float) -> Measurement:
+    mean = total / count
+    variance = max(squares - total * mean, 0.0) / (count - 1) if count > 1 else math.nan
+    return Measurement(mean, math.sqrt(variance / count), int(count))

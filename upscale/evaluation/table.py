@@ -1,0 +1,63 @@
+"""Evaluation records as a plain-text table, the same on a terminal and in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADINGS = ("task", "split", "model", "+-", "Markov", "Markov, published", "optimum", "slices")
+READING = (
+    "Bits per character, lower is better; uniform guessing is 8. Below Markov (in-context, order in brackets) a model "
+    "learnt more from its context than counting does. The optimum knows grammar and state beforehand."
+)
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records of `evaluate` as aligned lines, skipped ones below with their reason, and how to read the table.
+
+    Without colours or control characters. A dash stands for a number there is not, "not finite" for a model whose
+    logits were.
+    """
+    rows = [HEADINGS, *(_row(record) for record in records if not record["skipped"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += [f"{record['task']} skipped: {record['skipped']}" for record in records if record["skipped"]]
+    return "\n".join([*lines, READING])
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records of `evaluate` on one line: each task with the model's number."""
+    measured = (record for record in records if not record["skipped"])
+    skipped = [record["task"] for record in records if record["skipped"]]
+    line = ", ".join(f"{record['task']} {_number(record['bits_per_character'])}" for record in measured)
+    return line + (f" (skipped: {', '.join(skipped)})" if skipped else "")
+
+
+def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    bits = record["bits_per_character"]
+    return (
+        record["task"],
+        record["split"],
+        "not finite" if bits is None else f"{bits:.4f}",
+        _number(record["standard_error"]),
+        _with_order(record["markov_bits_per_character"], record["markov_order"]),
+        _with_order(record["markov_published_bits_per_character"], record["markov_published_order"]),
+        _number(record["optimal_bits_per_character"]),
+        str(record["samples"]),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _with_order(bits: float, order: int) -> str:
+    return f"{bits:.4f} ({order})"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    words, numbers = row[:2], row[2:]
+    return [word.ljust(width) for word, width in zip(words, widths[:2], strict=True)] + [
+        number.rjust(width) for number, width in zip(numbers, widths[2:], strict=True)
+    ]

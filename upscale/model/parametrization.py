@@ -1,0 +1,134 @@
+"""muP (Yang et al. 2022): one table of roles gives every parameter its initialisation, learning rate and weight decay.
+
+With r = width / base_width, trained by AdamW:
+
+| role      | init standard deviation | learning rate | weight decay | forward |
+|-----------|-------------------------|---------------|--------------|---------|
+| embedding | 1                       | 1             | 1            |         |
+| hidden    | 1 / sqrt(fan in)        | 1 / r         | r            |         |
+| output    | 1 / base_width          | 1             | 1            | 1 / r   |
+| bias      | 0                       | 1             | 1            |         |
+| gain      | 0 (value 1)             | 1             | 1            |         |
+| gate      | 0                       | 1             | 1            |         |
+
+Learning rate times weight decay is the same for every role, so decay does not depend on the width; that is also the
+rule of `mup.MuAdamW`, the oracle of the tests. The numbers are floats taken from the config alone: nothing is attached
+to a parameter that sharding could lose.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from upscale.config import Config, ModelConfig, MupConfig
+from upscale.model.transformer import Transformer
+from upscale.schedule import wake_group
+
+ROLE_PATTERNS = {
+    "embedding": r"(token|position)_embedding\.weight",
+    "hidden": r"blocks\.\d+\.(block\.)?(attention\.project_(in|out)|feedforward_(in|out))\.weight",
+    "output": r"head\.weight",
+    "bias": r"(head|blocks\.\d+\.(block\.)?(attention\.project_out|feedforward_(in|out)|\w+_norm))\.bias",
+    "gain": r"blocks\.\d+\.(block\.)?(attention\.)?\w+_norm\.weight",
+    "gate": r"blocks\.\d+\.gate",
+}
+
+
+def role_of(name: str) -> str:
+    """The role of a parameter by its name; a name that is in no row of the table, or in two, is our bug."""
+    found = [role for role, pattern in ROLE_PATTERNS.items() if re.fullmatch(pattern, name)]
+    if len(found) != 1:
+        raise LookupError(f"parameter {name!r} has {len(found)} roles; list it once in ROLE_PATTERNS")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one role means at one width."""
+
+    mean: float
+    standard_deviation: float
+    learning_rate_multiplier: float
+    weight_decay_multiplier: float
+
+
+def rule(role: str, shape: Iterable[int], model: ModelConfig, mup: MupConfig) -> Rule:
+    """The table's row for a parameter of this shape; without muP every learning rate is the same and the output
+    starts at 1 / sqrt(fan in)."""
+    ratio = model.width / mup.base_width if mup.enabled else 1.0
+    fan_in = list(shape)[-1]
+    if role == "embedding":
+        return Rule(0, 1, 1, 1)
+    if role == "hidden":
+        return Rule(0, 1 / math.sqrt(fan_in), 1 / ratio, ratio)
+    if role == "output":
+        return Rule(0, 1 / mup.base_width if mup.enabled else 1 / math.sqrt(fan_in), 1, 1)
+    return Rule(1 if role == "gain" else 0, 0, 1, 1)
+
+
+def output_multiplier(model: ModelConfig, mup: MupConfig) -> float:
+    """The factor on the logits, 1 / r."""
+    return mup.base_width / model.width if mup.enabled else 1.0
+
+
+def build(config: Config, device: torch.device | str = "cpu") -> Transformer:
+    """The model of a resolved config, initialised from `run.seed` alone; on the meta device only its shapes."""
+    with torch.device(device):
+        model = Transformer(
+            config.model, output_multiplier(config.model, config.mup), config.engine.precision == "bf16"
+        )
+    if torch.device(device).type != "meta":
+        initialize(model, config)
+    return model
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, config: Config) -> None:
+    """Draw every parameter by its role, in the order of the model, on the CPU: the same weights on any device."""
+    generator = torch.Generator().manual_seed(config.run.seed)
+    for name, parameter in model.named_parameters():
+        chosen = rule(role_of(name), parameter.shape, config.model, config.mup)
+        if chosen.standard_deviation:
+            draw = torch.empty(parameter.shape).normal_(chosen.mean, chosen.standard_deviation, generator=generator)
+            parameter.copy_(draw)
+        else:
+            parameter.fill_(chosen.mean)
+
+
+def wake_group_of(name: str, model: ModelConfig) -> int:
+    """0 for a parameter that trains from the start, k for one of the k-th group of blocks to wake."""
+    block = re.match(r"blocks\.(\d+)\.", name)
+    return wake_group(int(block.group(1)), model) if block else 0
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share a learning rate, a weight decay and the moment they wake."""
+
+    names: list[str]
+    learning_rate: float
+    weight_decay: float
+    wake_group: int
+
+
+def parameter_groups(model: nn.Module, config: Config) -> list[ParameterGroup]:
+    """Every parameter of the model in exactly one group, in a fixed order."""
+    groups: dict[tuple, ParameterGroup] = {}
+    for name, parameter in model.named_parameters():
+        chosen = rule(role_of(name), parameter.shape, config.model, config.mup)
+        key = (wake_group_of(name, config.model), chosen.learning_rate_multiplier, chosen.weight_decay_multiplier)
+        if key not in groups:
+            groups[key] = ParameterGroup(
+                names=[],
+                learning_rate=config.optimizer.learning_rate * chosen.learning_rate_multiplier,
+                weight_decay=config.optimizer.weight_decay * chosen.weight_decay_multiplier,
+                wake_group=key[0],
+            )
+        groups[key].names.append(name)
+    return list(groups.values())

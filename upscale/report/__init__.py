@@ -1,0 +1,39 @@
+"""Curves and tables of one or more runs: one self-contained HTML page, and its pictures as PNG files beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from upscale.files import write_atomically
+from upscale.report.figures import draw
+from upscale.report.page import build
+from upscale.report.runs import read_runs
+
+
+def write(runs: Sequence[Path], to: Path) -> Path:
+    """Read run directories and write `index.html` and its PNGs into the directory `to`; return the page's path.
+
+    The page embeds its pictures, so it can be mailed or copied alone. The same input gives the same bytes. Each file is
+    replaced atomically and the page comes last, so that a reader never meets half a page.
+
+    Raises ValueError, with what was given and what is allowed, for a path that is no run directory, a run without
+    metrics, a damaged line (file and line) or a target that cannot be written.
+    """
+    read = read_runs([Path(run) for run in runs])
+    to = Path(to)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        # before the drawing, which takes seconds: can a file be made here at all?
+        tempfile.TemporaryFile(dir=to).close()
+        figures = draw(read)
+        for figure in figures:
+            write_atomically(to / figure.file_name, figure.png)
+        write_atomically(to / "index.html", build(read, figures).encode("utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the report to {to}: {error.strerror or error}; --to takes a directory that exists or can be "
+            "made, and that you may write to"
+        ) from error
+    return to / "index.html"

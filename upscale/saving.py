@@ -1,0 +1,131 @@
+"""When a run saves and what: the counters, the engine's fragments and the lanes, to and from checkpoints."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from upscale import config_files, run_directory, schedule
+from upscale.checkpoint import manifest
+from upscale.checkpoint.reader import Reader
+from upscale.checkpoint.writer import Writer, snapshot
+from upscale.config import Config
+from upscale.distributed import World
+from upscale.engines import STATES, Engine
+from upscale.errors import UserError
+from upscale.lanes import Lanes
+
+
+@dataclass
+class Counters:
+    """All that a run remembers beside weights, moments and buffers."""
+
+    step: int = 0
+    instances: int = 0
+    skipped_steps: int = 0
+    wandb_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+
+class Saver:
+    """Saves and restores one run."""
+
+    def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Lanes):
+        self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
+        self.folder = directory / run_directory.CHECKPOINTS
+        self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
+        self._blocking_seconds = 0.0
+
+    def due(self, before: int, counters: Counters) -> bool:
+        """Whether a regular save falls on the step that led from `before` to `counters.instances` instances."""
+        settings = self.config.checkpoint
+        if schedule.crossed(before, counters.instances, settings.milestones):
+            return True
+        if settings.every_steps:
+            return counters.step % settings.every_steps == 0
+        return schedule.crossed(before, counters.instances, settings.every)
+
+    def save(self, before: int, counters: Counters) -> str | None:
+        """Copy the state and have it written; returns why the save before this one failed, if it did."""
+        begin = time.perf_counter()
+        failure = self.wait()
+        state = self.lanes.state()
+        content = {
+            "counters": asdict(counters),
+            "steps_taken": {str(group): steps for group, steps in self.engine.steps_taken().items()},
+            "rounds": dict(pair for part in self.world.gather_objects(self._rounds(state)) for pair in part.items()),
+            "milestone": schedule.crossed(before, counters.instances, self.config.checkpoint.milestones),
+            "world_size": self.world.size,
+            "config": config_files.as_tree(self.config),
+        }
+        buffers = dict(zip(self.lanes.lanes, state["buffers"], strict=True))
+        self.writer.save(snapshot(counters.step, self.engine.fragments(), buffers, content))
+        self._blocking_seconds += time.perf_counter() - begin
+        return failure
+
+    def _rounds(self, state: dict[str, torch.Tensor]) -> dict[str, int]:
+        return {str(lane): int(rounds) for lane, rounds in zip(self.lanes.lanes, state["rounds"], strict=True)}
+
+    def wait(self) -> str | None:
+        """Wait for the last save to end; returns why it failed, if it did."""
+        self.writer.wait()
+        failure, self.writer.failure = self.writer.failure, None
+        return failure
+
+    def take_blocking_seconds(self) -> float:
+        """Seconds training waited for saves since the last call."""
+        seconds, self._blocking_seconds = self._blocking_seconds, 0.0
+        return seconds
+
+    def resume(self) -> tuple[Counters, list[str]]:
+        """Restore the newest valid checkpoint, or take the weights that init.from names, or start from nothing.
+
+        Returns the counters and what the user should be told. Raises UserError when there are checkpoints but none can
+        be used: starting again from nothing would overwrite them.
+        """
+        notes: list[str] = []
+        found = manifest.newest_valid(self.folder, self.world, notes.append)
+        if found:
+            reader = Reader(*found)
+            reader.load(self.engine.fragments(), STATES)
+            content = reader.content
+            self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
+            self.lanes.load_state(
+                {
+                    "buffers": torch.stack([reader.lane(lane) for lane in self.lanes.lanes]),
+                    "rounds": torch.tensor([content["rounds"][str(lane)] for lane in self.lanes.lanes]),
+                }
+            )
+            counters = Counters(**content["counters"])
+            world = content["world_size"]
+            note = f"resumed from {found[0]}: step {counters.step:,}, {counters.instances:,} instances"
+            changed = "" if world == self.world.size else f" (written by {world} ranks, now {self.world.size})"
+            return counters, [*(f"WARNING: {text}" for text in notes), note + changed]
+        if notes:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be used:\n" + "\n".join(f"  {note}" for note in notes) + "\n"
+                "Restore one, or start a new run with another run.name or run.dir."
+            )
+        if self.config.init.from_ is not None:
+            notes.append(self._initialize(Path(self.config.init.from_)))
+        return Counters(), notes
+
+    def _initialize(self, run: Path) -> str:
+        """Take the weights of another run's checkpoint; moments, lanes and counters start anew."""
+        folder, step = run / run_directory.CHECKPOINTS, self.config.init.step
+        try:
+            if step == "newest":
+                found = manifest.newest_valid(folder, self.world)
+                if not found:
+                    raise UserError(f"init.from: {run} has no valid checkpoint. Give a run directory with one.")
+            else:
+                path = manifest.step_folder(folder, step)
+                found = path, manifest.verify(path, self.world)
+            Reader(*found).load(self.engine.fragments(), ("weight",))
+        except manifest.InvalidCheckpoint as error:
+            raise UserError(f"init.from: {error}") from None
+        self.engine.loaded(None)
+        return f"weights taken from {found[0]}"

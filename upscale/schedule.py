@@ -1,0 +1,60 @@
+"""Learning rate, batch size and active blocks as pure functions of the instances seen so far.
+
+Nothing else drives a schedule: resuming is reading one counter (paper sections 6.1 and 6.2).
+"""
+
+from __future__ import annotations
+
+import math
+
+from upscale.config import ModelConfig, ScheduleConfig
+
+
+def learning_rate_factor(instances: int, schedule: ScheduleConfig) -> float:
+    """The factor on every group's base learning rate: linear warm-up, then halving every `halve_every` instances.
+
+    The warm-up counts the batch about to be trained as seen at least in part, so that the first step is not at zero:
+    the factor of an empty counter is that of one instance.
+    """
+    warm = min(1.0, max(instances, 1) / schedule.warmup) if schedule.warmup else 1.0
+    if not schedule.halve_every:
+        return warm
+    return warm * 0.5 ** (max(0, instances - schedule.warmup) / schedule.halve_every)
+
+
+def batch_size(instances: int, schedule: ScheduleConfig, lanes: int) -> int:
+    """Rows in the global batch: `start` until `from`, linear to `end` at `to`, rounded up to a multiple of lanes."""
+    batch = schedule.batch
+    if instances < batch.from_:
+        wanted = batch.start
+    elif instances >= batch.to:
+        wanted = batch.end
+    else:
+        wanted = batch.start + (batch.end - batch.start) * (instances - batch.from_) / (batch.to - batch.from_)
+    return math.ceil(math.ceil(wanted) / lanes) * lanes
+
+
+def full_batch_size(schedule: ScheduleConfig, lanes: int) -> int:
+    """The largest global batch the schedule reaches."""
+    return math.ceil(max(schedule.batch.start, schedule.batch.end) / lanes) * lanes
+
+
+def wake_group(block: int, model: ModelConfig) -> int:
+    """0 for a plain block, k for a block of the k-th group to wake."""
+    return 0 if block < model.plain_blocks else 1 + (block - model.plain_blocks) // model.group_blocks
+
+
+def awake_groups(instances: int, schedule: ScheduleConfig) -> int:
+    """How many groups have woken: one every `wake_every` instances, all from the start when that is 0."""
+    return instances // schedule.wake_every if schedule.wake_every else 2**31
+
+
+def active_blocks(instances: int, schedule: ScheduleConfig, model: ModelConfig) -> int:
+    """The number of leading blocks that take part: the plain ones and every group that has woken."""
+    woken = awake_groups(instances, schedule) * model.group_blocks
+    return min(model.depth, model.plain_blocks + woken)
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` instances lies in (before, after]; never when `every` is 0."""
+    return every > 0 and after // every > before // every

@@ -1,0 +1,43 @@
+"""Sources: random programs that write token rows. A kind is a file in this folder and a line in `KINDS`."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from upscale.randomness import Stream
+from upscale.sources.recurrent import GRUSource, LSTMSource
+from upscale.sources.uniform import UniformSource
+
+
+class Source(Protocol):
+    """What the lanes ask of a source."""
+
+    seed_tokens: int
+    """How many tokens of a row are its seed; 0 for a source that needs none."""
+
+    def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """New rows, (L, rows, length) uint8, of L fresh random programs, one for each (lane, round) of the stream.
+
+        `conditions` is (L, rows, length) uint8; `seeds` is (L, rows, seed_tokens) uint8 and begins each row written.
+        All that is random comes from the stream, and a pair's rows do not depend on which pairs share the call.
+        """
+        ...
+
+
+KINDS: dict[str, Callable[..., Source]] = {
+    "lstm": LSTMSource,
+    "gru": GRUSource,
+    "uniform": UniformSource,
+}
+
+
+def build(settings: Any, vocabulary: int) -> Source:
+    """The source that one entry of `data.sources` describes.
+
+    All attributes of `settings` but `kind` and `weight` are handed to the kind's class as keyword arguments.
+    """
+    if settings.kind not in KINDS:
+        raise ValueError(f"data.sources: kind is {settings.kind!r}; allowed: {', '.join(KINDS)}")
+    arguments = {name: value for name, value in vars(settings).items() if name not in ("kind", "weight")}
+    return KINDS[settings.kind](vocabulary=vocabulary, **arguments)

@@ -1,0 +1,181 @@
+"""What a run tells: a line or a bar on the console, log.txt, metrics.jsonl and evaluations.jsonl, wandb.
+
+metrics.jsonl is the source of truth; the others mirror it. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from upscale.config import Config
+from upscale.config_files import as_tree
+from upscale.files import read_json_lines, write_atomically
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 for 3723 seconds, 2d 1:02:03 with days."""
+    days, rest = divmod(int(seconds), 86400)
+    clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+class _Console(Console):
+    """Tells that its reader is gone, where rich's own would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class Terminal:
+    """Standard output that may be a terminal, a file, or closed: a run outlives its reader."""
+
+    def __init__(self, total: int):
+        self.console = _Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.open = True
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.percentage:5.1f}%"),
+                BarColumn(20),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+            )
+            self.progress = Progress(*columns, console=self.console)
+            self.task = self.progress.add_task("starting", total=total)
+            self.progress.start()
+
+    def line(self, text: str) -> None:
+        self._guarded(lambda: self.console.print(text, markup=False, overflow="ignore", crop=False))
+
+    def update(self, done: int, text: str) -> None:
+        if self.progress:
+            self._guarded(lambda: self.progress.update(self.task, completed=done, description=text))
+        else:
+            self.line(text)
+
+    def close(self) -> None:
+        if self.progress:
+            self._guarded(self.progress.stop)
+
+    def _guarded(self, write) -> None:
+        if not self.open:
+            return
+        try:
+            write()
+            self.console.file.flush()
+        except (OSError, ValueError):  # the reader of our output is gone; the files still tell everything
+            self.open = False
+
+
+class Tracker:
+    """Writes a run's records; on ranks other than 0 every method does nothing."""
+
+    def __init__(self, config: Config, directory: Path, is_main: bool, step: int, wandb_id: str):
+        self.config, self.directory, self.is_main = config, directory, is_main
+        self.wandb = None
+        if not is_main:
+            return
+        self._forget_after(step)
+        self.log_file = open(directory / "log.txt", "a", encoding="utf-8")  # noqa: SIM115
+        self.terminal = Terminal(config.schedule.instances)
+        if config.tracking.wandb != "disabled":
+            self.wandb = self._start_wandb(wandb_id)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop records of steps that a crash undid, so that each step stands in a file once."""
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            path = self.directory / name
+            if path.exists():
+                kept = [record for record in read_json_lines(path) if record["step"] <= step]
+                write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def _start_wandb(self, run_id: str):
+        import wandb
+
+        return wandb.init(
+            project="upscale",
+            name=self.config.run.name,
+            id=run_id,
+            resume="allow",
+            mode=self.config.tracking.wandb,
+            dir=self.directory,
+            config=as_tree(self.config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def note(self, message: str) -> None:
+        """One line for the user, on the console and in log.txt."""
+        if self.is_main:
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=self.log_file, flush=True)
+            self.terminal.line(message)
+
+    def metrics(self, record: dict, eta_seconds: float) -> None:
+        """One logged step."""
+        if not self.is_main:
+            return
+        self._append("metrics.jsonl", record)
+        text = metrics_line(record, self.config.schedule.instances, eta_seconds)
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=self.log_file, flush=True)
+        self.terminal.update(record["instances"], text)
+        if self.wandb:
+            self.wandb.log({key: value for key, value in record.items() if value is not None}, step=record["step"])
+
+    def evaluations(self, records: list[dict]) -> None:
+        """The records of one evaluation."""
+        if not self.is_main:
+            return
+        for record in records:
+            self._append("evaluations.jsonl", record)
+            if self.wandb and record["bits_per_character"] is not None:
+                self.wandb.log(
+                    {f"bits_per_character/{record['task']}": record["bits_per_character"]}, step=record["step"]
+                )
+
+    def progress(self, text: str) -> None:
+        """What is going on between steps; shown on a terminal only, where it is replaced."""
+        if self.is_main and self.terminal.progress:
+            self.terminal.progress.update(self.terminal.task, description=text)
+
+    def samples(self, step: int, lines: list[str]) -> None:
+        if self.is_main and lines:
+            folder = self.directory / "samples"
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"step-{step:08d}.txt", ("\n".join(lines) + "\n").encode())
+
+    def _append(self, name: str, record: dict) -> None:
+        with open(self.directory / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        if self.is_main:
+            self.terminal.close()
+            self.log_file.close()
+            if self.wandb:
+                self.wandb.finish()
+
+
+def metrics_line(record: dict, total: int, eta_seconds: float) -> str:
+    """The console line of one logged step, of fixed width while numbers keep their size."""
+    bits = record["loss_bits_per_byte"]
+    share = record["generate_seconds"] / record["step_seconds"] if record["step_seconds"] else 0.0
+    mfu = record["model_flops_utilization"]
+    parts = [
+        f"step {record['step']:>7,}",
+        f"{record['instances']:>11,}/{total:,} rows",
+        f"loss {'not finite' if bits is None else f'{bits:.4f} bits/byte'}",
+        f"lr {record['learning_rate']:.2e}",
+        f"batch {record['global_batch']:>4}",
+        f"blocks {record['active_blocks']:>2}",
+        f"{record['tokens_per_second']:>9,.0f} tokens/s",
+        f"generating {100 * share:4.1f} %",
+        *([f"MFU {100 * mfu:4.1f} %"] if mfu is not None else []),
+        *([f"skipped {record['skipped_steps']}"] if record["skipped_steps"] else []),
+        f"ETA {duration(eta_seconds)}",
+    ]
+    return "  ".join(parts)

@@ -1,0 +1,304 @@
+"""The one training entry: `upscale train`, `python`, `torchrun`, `deepspeed` and `srun` all start this file.
+
+`main` reads the command and joins the world; `Trainer.run` is the loop.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Started as a file: find the package itself, and not the files beside this one as top-level modules.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from upscale import interrupt
+
+    interrupt.leave_quietly()
+
+import hashlib
+import math
+import os
+import signal
+import time
+
+import torch
+
+from upscale import command, config_files, engines, lanes, planning, run_directory, schedule
+from upscale.config import Config
+from upscale.distributed import World, placement
+from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
+from upscale.evaluation import suite
+from upscale.evaluation.table import summary
+from upscale.model import parametrization
+from upscale.model.transformer import row_losses
+from upscale.randomness import Purpose, Stream
+from upscale.saving import Saver
+from upscale.sources.sample import printable
+from upscale.timing import Stopwatch, peak_memory_gib
+from upscale.tracking import Tracker
+from upscale.watchdog import Watchdog
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = command.parser("train", "Train the model of a config; the same command again continues the run.")
+    command.add_config(parser)
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
+    options = parser.parse_intermixed_args(arguments)
+    config = config_files.load(options.config, options.overrides).resolved()
+    ranks, most = placement(os.environ).size, config.data.lanes
+    if ranks > most:
+        raise UserError(
+            f"{ranks} ranks for data.lanes = {most}, but a lane never spans ranks. Start at most {most} ranks, or "
+            f"begin a new run with data.lanes={ranks} or more."
+        )
+    datasets = (
+        suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
+    )
+    stop = StopRequest()
+    world = World.join(timeout_seconds=config.engine.timeout_seconds)
+    trainer = Trainer(config, world, datasets, stop)
+    try:
+        with trainer.watchdog:
+            code = trainer.run()
+        command.finish_together(world)
+    except RuntimeError as error:  # what torch raises when a collective fails
+        if not (silent := world.silent_ranks()):
+            raise
+        raise RunError(f"{trainer.lost(silent)} ({str(error).strip().splitlines()[0][:200]})") from None
+    return code
+
+
+class StopRequest:
+    """Set by SIGTERM or SIGUSR1; the ranks agree on it at a step's end. A second signal ends the process at once."""
+
+    def __init__(self):
+        self.signal: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number).name
+
+
+class Trainer:
+    """Everything a run is made of, and the loop over it."""
+
+    def __init__(self, config: Config, world: World, datasets: list, stop: StopRequest):
+        self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
+        self.directory, notes = run_directory.open_directory(config, world)
+        model = parametrization.build(config)
+        self.compiled = config.model.compile
+        if self.compiled == "auto":
+            self.compiled = world.device.type == "cuda" and config.engine.zero_stage < 3
+        if self.compiled:
+            model.compile_blocks()
+        self.engine = engines.create(config, model, world)
+        owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
+        self.lanes = lanes.from_config(config, owned, world.device)
+        self.most_lanes = math.ceil(config.data.lanes / world.size)
+        most_rows = schedule.full_batch_size(config.schedule, config.data.lanes) // config.data.lanes * self.most_lanes
+        self.micro_batch = planning.micro_batch(config, world.device, most_rows, world.size)
+        self.peak_flops = planning.peak_flops(world.device)
+        self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
+        self.counters, more_notes = self.saver.resume()
+        self.skipped_in_a_row = 0
+        self.tracker = Tracker(config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id)
+        self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
+        self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
+        for note in [self.introduction(), *notes, *more_notes]:
+            self.tracker.note(note)
+
+    def lost(self, silent: list[int]) -> str:
+        """What to tell the user when other ranks do not answer any more."""
+        ranks = (
+            f"rank {', '.join(map(str, silent))} died or hangs"
+            if silent
+            else "all ranks still answer, but none goes on"
+        )
+        return f"rank {self.world.rank}: {ranks}; the last step here was {self.counters.step}"
+
+    def introduction(self) -> str:
+        config, world, model = self.config, self.world, self.config.model
+        stage = f" stage {config.engine.zero_stage}" if config.engine.name == "deepspeed" else ""
+        engine = config.engine.name + stage
+        first, rounded = config.schedule.batch.start, schedule.batch_size(0, config.schedule, config.data.lanes)
+        rounding = "" if first == rounded else f", batches rounded up to a multiple of them ({first} to {rounded})"
+        return (
+            f"{config.run.name}: width {model.width}, {model.depth} blocks, {planning.parameters(model):,} parameters; "
+            f"{world.size} {'rank' if world.size == 1 else 'ranks'} on {world.device.type}, by {world.launcher}; "
+            f"{engine}, {config.engine.precision}, "
+            f"micro-batches of {self.micro_batch}; {config.data.lanes} lanes{rounding}; run directory {self.directory}"
+        )
+
+    def run(self) -> int:
+        """Train to the end of the schedule or to a request to stop; returns the exit code."""
+        if self.finished():
+            return self.close("finished before: nothing left to do", 0)
+        if self.counters.step == 0:
+            self.evaluate()
+        while True:
+            begin, seen = time.perf_counter(), self.counters.instances
+            self.watchdog.beat()
+
+            batch = schedule.batch_size(seen, self.config.schedule, self.config.data.lanes)
+            active = schedule.active_blocks(seen, self.config.schedule, self.config.model)
+            with self.generating.running():
+                rows = self.lanes.draw(batch // self.config.data.lanes)
+            loss = self.backpropagate(rows, batch, active)
+            report = self.engine.step(
+                schedule.learning_rate_factor(seen, self.config.schedule),
+                schedule.awake_groups(seen, self.config.schedule),
+            )
+            self.counters.step, self.counters.instances = self.counters.step + 1, seen + batch
+            self.count_skipped(report)
+
+            stopping, finished = self.world.any(self.stop.signal is not None), self.finished()
+            if self.counters.step % self.config.tracking.log_every == 0 or finished:
+                bits = self.world.sum(loss).item() / math.log(2)  # the one wait for the GPU
+                self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
+                self.log(bits, report, batch, active)
+            else:
+                self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
+            if not stopping and (
+                finished or schedule.crossed(seen, self.counters.instances, self.config.evaluation.every)
+            ):
+                self.evaluate()
+                self.tracker.samples(self.counters.step, printable(rows[: self.config.tracking.samples]))
+            if stopping or finished or self.saver.due(seen, self.counters):
+                self.save(seen)
+            if stopping:
+                return self.close(f"stopped by {self.stop.signal or 'a signal to another rank'}", STOPPED_EXIT_CODE)
+            if finished:
+                return self.close("finished", 0)
+
+    def finished(self) -> bool:
+        limit = self.config.run.steps
+        done = limit is not None and self.counters.step >= limit
+        return done or self.counters.instances >= self.config.schedule.instances
+
+    def backpropagate(self, rows: torch.Tensor, batch: int, active: int) -> torch.Tensor:
+        """Add up the gradient of the global batch; this rank's share of its loss in nats per token, on the device.
+
+        Every rank passes equally many micro-batches of one shape; what it lacks is filled with rows of weight zero.
+        """
+        most_rows = batch // self.config.data.lanes * self.most_lanes
+        size = self.micro_batch if self.compiled else min(self.micro_batch, most_rows)
+        passes = math.ceil(most_rows / size)
+        weights = torch.zeros(passes * size, device=rows.device)
+        weights[: len(rows)] = 1 / (batch * self.config.model.context)
+        rows = torch.cat([rows, rows[:1].expand(passes * size - len(rows), -1)])
+        keys = self.dropout_keys(passes * size, batch)
+        loss = torch.zeros((), device=rows.device)
+        self.engine.train_mode(True)
+        for index in range(passes):
+            part = slice(index * size, (index + 1) * size)
+            self.seed_dropout(index)
+            logits = self.engine.logits(rows[part, :-1], active, row_keys=None if keys is None else keys[part])
+            share = (row_losses(logits, rows[part, 1:]) * weights[part]).sum()
+            self.engine.backward(share, last=index == passes - 1)
+            loss += share.detach()
+        return loss
+
+    def seed_dropout(self, index: int) -> None:
+        """Torch's masks depend on (seed, step, micro-batch, rank): a resumed run in the same world draws them again."""
+        key = f"dropout {self.config.run.seed} {self.counters.step} {index} {self.world.rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+
+    def dropout_keys(self, count: int, batch: int) -> torch.Tensor | None:
+        """Keys of this rank's rows by their place in the global batch, when `model.dropout_keys` is row."""
+        if self.config.model.dropout_keys == "rank" or not self.config.model.dropout:
+            return None
+        first = self.lanes.lanes[0] * (batch // self.config.data.lanes)
+        places = torch.arange(first, first + count, device=self.world.device)
+        stream = Stream(self.config.run.seed, places, torch.full_like(places, self.counters.step), self.world.device)
+        return stream.bits(Purpose.DROPOUT, 1)[:, 0]
+
+    def count_skipped(self, report: engines.StepReport) -> None:
+        if report.applied:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_in_a_row += 1
+        self.counters.skipped_steps += 1
+        self.tracker.note(f"step {self.counters.step}: loss or gradient is not finite, step skipped on every rank")
+        if self.skipped_in_a_row > self.config.optimizer.max_skipped_steps:
+            raise RunError(
+                f"{self.skipped_in_a_row} steps in a row were skipped for a non-finite loss or gradient, more than "
+                f"optimizer.max_skipped_steps = {self.config.optimizer.max_skipped_steps}. Lower "
+                "optimizer.learning_rate or set engine.precision=fp32, and start again from the newest checkpoint."
+            )
+
+    def log(self, bits: float, report: engines.StepReport, batch: int, active: int) -> None:
+        """One object of metrics.jsonl: the last step's loss, and the mean speed since the last logged step."""
+        model, seen = self.config.model, self.counters.instances
+        step_seconds = self.seconds / self.steps
+        tokens_per_second = batch * model.context / step_seconds
+        per_device = tokens_per_second / self.world.size
+        flops_per_second = planning.flops_per_token(model, active) * per_device
+        factor = schedule.learning_rate_factor(seen - batch, self.config.schedule)
+        record = {
+            "step": self.counters.step,
+            "instances": seen,
+            "tokens": seen * model.context,
+            "loss_bits_per_byte": bits if math.isfinite(bits) else None,
+            "learning_rate": self.config.optimizer.learning_rate * factor,
+            "global_batch": batch,
+            "active_blocks": active,
+            "grad_norm": report.gradient_norm if report.applied else None,
+            "step_seconds": step_seconds,
+            "generate_seconds": self.world.maximum(self.generating.take()) / self.steps,
+            "checkpoint_blocking_seconds": self.saver.take_blocking_seconds(),
+            "tokens_per_second": tokens_per_second,
+            "tokens_per_second_per_device": per_device,
+            "model_flops_utilization": flops_per_second / self.peak_flops if self.peak_flops else None,
+            "peak_memory_gib": self.world.maximum(peak_memory_gib(self.world.device)),
+            "world_size": self.world.size,
+            "skipped_steps": self.counters.skipped_steps,
+        }
+        self.seconds, self.steps = 0.0, 0
+        self.tracker.metrics(record, max(0, self.config.schedule.instances - seen) / batch * step_seconds)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Measure the model as it is on every task; the records go to evaluations.jsonl."""
+        if not self.datasets:
+            return
+        active = schedule.active_blocks(self.counters.instances, self.config.schedule, self.config.model)
+        self.engine.train_mode(False)
+        records = suite.evaluate(
+            lambda tokens: self.engine.logits(tokens, active, last_only=True)[:, 0],
+            self.datasets,
+            slices=self.config.evaluation.slices,
+            context=self.config.model.context,
+            world=self.world,
+            batch_rows=self.micro_batch,
+            progress=self.evaluation_progress,
+        )
+        place = {"step": self.counters.step, "instances": self.counters.instances}
+        self.tracker.evaluations([{**place, **record} for record in records])
+        self.tracker.note(f"bits per character at {self.counters.instances:,} instances: {summary(records)}")
+
+    def evaluation_progress(self, done: int, total: int, label: str) -> None:
+        self.watchdog.beat()
+        self.tracker.progress(f"evaluating {label} {done}/{total}")
+
+    def save(self, seen: int) -> None:
+        if failure := self.saver.save(seen, self.counters):
+            self.tracker.note(f"WARNING: the checkpoint of an earlier step could not be written: {failure}")
+
+    def close(self, reason: str, code: int) -> int:
+        """Wait for the last save and say where everything is."""
+        failure = self.saver.wait()
+        self.tracker.note(
+            f"{reason} at step {self.counters.step:,}, {self.counters.instances:,} instances. "
+            f"Run directory: {self.directory}"
+        )
+        if failure:
+            raise RunError(f"the last checkpoint could not be written: {failure}. Older ones are untouched.")
+        self.tracker.close()
+        return code
+
+
+if __name__ == "__main__":
+    command.run(main)

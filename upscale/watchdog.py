@@ -1,0 +1,43 @@
+"""Ends a rank that waits for one that is gone: no hang outlasts `engine.timeout_seconds`.
+
+A time-out of the process group would not do: DeepSpeed makes groups of its own with torch's default of 30 minutes, and
+NCCL fails in its own ways. This looks at the loop instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from upscale.errors import RUN_ERROR_EXIT_CODE
+
+
+class Watchdog:
+    """Calls `describe` and ends the process when no `beat` came for `timeout_seconds`."""
+
+    def __init__(self, timeout_seconds: float, describe: Callable[[], str]):
+        self.timeout_seconds, self.describe = timeout_seconds, describe
+        self._last_beat = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_problem) -> None:
+        self._over.set()
+
+    def beat(self) -> None:
+        """The loop is alive."""
+        self._last_beat = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self.timeout_seconds / 4)):
+            if time.monotonic() - self._last_beat > self.timeout_seconds:
+                print(f"error: {self.describe()}", file=sys.stderr, flush=True)
+                os._exit(RUN_ERROR_EXIT_CODE)
