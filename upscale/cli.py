@@ -13,6 +13,7 @@ VERBS = {
     "report": ("upscale.verbs:report", "curves and tables of one or more runs as one HTML page"),
     "export": ("upscale.verbs:export", "weights of a run as one safetensors file"),
     "checkpoint": ("upscale.verbs:checkpoint", "list or verify the checkpoints of a run"),
+    "plan": ("upscale.planning.verb:main", "memory, time and GPU hours of a config on a cluster, without a GPU"),
     "sample": ("upscale.verbs:sample", "print rows that a config's sources write"),
 }
 

@@ -1,0 +1,125 @@
+"""Bytes against the storages that real engines hold, and against what autograd says it saves."""
+
+import gc
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from tests.engines import common
+from tests.ranks import run_ranks
+from upscale import config_files, engines
+from upscale.distributed import World
+from upscale.model import parametrization
+from upscale.planning import memory
+
+KINDS = {f"deepspeed stage {stage}": {"engine__zero_stage": stage} for stage in range(4)} | {
+    "fsdp": {"engine__name": "fsdp"}
+}
+WIDTH = 256
+
+
+def config(changes: dict):
+    return common.config(model__width=WIDTH, schedule__wake_every=0, **changes)
+
+
+def storages(tensors) -> int:
+    """Bytes of the distinct storages behind the tensors."""
+    found = {}
+    for tensor in tensors:
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        storage = local.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def held(world, kinds: dict[str, dict]) -> dict[str, dict[str, int]]:
+    """What every engine holds after two steps: weights with their master copies, and moments."""
+    found = {}
+    for label, changes in kinds.items():
+        chosen = config(changes)
+        model = parametrization.build(chosen)
+        engine = engines.create(chosen, model, world)
+        for step in range(2):
+            mine = common.global_rows(step).tensor_split(world.size)[world.rank]
+            common.train_step(engine, world, chosen, mine, step * common.BATCH)
+        fragments = list(engine.fragments())
+        partitions = [p.ds_tensor for p in model.parameters() if hasattr(p, "ds_tensor")]
+        weights = [fragment.tensors["weight"] for fragment in fragments] + [p.data for p in model.parameters()]
+        moments = [fragment.tensors[state] for fragment in fragments for state in ("exp_avg", "exp_avg_sq")]
+        found[label] = {"weights": storages(weights + partitions), "moments": storages(moments)}
+        del engine, model, fragments, partitions, weights, moments
+        gc.collect()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_states_are_what_engines_hold(ranks):
+    """Within 2 %, on the rank that holds most, for every engine and stage (issue 6, point 4)."""
+    results = run_ranks(held, ranks, KINDS)
+    for label, changes in KINDS.items():
+        planned = memory.state_bytes(config(changes), ranks)
+        for kind, expected in (("weights", planned["weights"] + planned["master"]), ("moments", planned["moments"])):
+            measured = max(result[label][kind] for result in results)
+            assert measured == pytest.approx(expected, rel=0.02), f"{label} {kind} at {ranks} ranks"
+
+
+def held_by_the_first_of(world, ranks: int) -> dict[str, dict[str, int]]:
+    """As `held`, with `ranks` ranks of which only the first exists: collectives of a fake group do nothing."""
+    dist.destroy_process_group()
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(ranks))
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    return held(World(0, ranks, world.device, "fake"), KINDS)
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(64, marks=pytest.mark.slow), 512])
+def test_states_at_many_ranks_are_what_engines_hold(ranks):
+    """The sharded models are really built, on the first rank, where shares are rounded up (issue 6, point 4).
+
+    Within 3 %: at 512 ranks stage 3 aligns shares that are a few hundred elements small here, 2.05 % of its weights.
+    """
+    [found] = run_ranks(held_by_the_first_of, 1, ranks)
+    for label, changes in KINDS.items():
+        planned = memory.state_bytes(config(changes), ranks)
+        assert found[label]["weights"] == pytest.approx(planned["weights"] + planned["master"], rel=0.03), label
+        assert found[label]["moments"] == pytest.approx(planned["moments"], rel=0.03), label
+
+
+@pytest.mark.parametrize(("width", "precision"), [(128, "bf16"), (256, "bf16"), (256, "fp32")])
+def test_a_block_saves_what_is_counted(width, precision):
+    """Against autograd's hooks, tensor by tensor, without the weights themselves."""
+    chosen = config_files.load(
+        None, [f"model.width={width}", "model.depth=1", "model.context=64", f"engine.precision={precision}"]
+    ).resolved()
+    model = parametrization.build(chosen).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = []
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved.append(tensor)
+        return tensor
+
+    rows = 4
+    x = torch.randn(rows, chosen.model.context, width, requires_grad=True)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False),
+    ):
+        model.blocks[0](x)
+    assert storages(saved) == memory.block_activation_bytes(chosen.model, rows, precision)
+
+
+def test_micro_batches_are_the_largest_that_fit():
+    chosen = config_files.load("configs/w1024.yaml", []).resolved()
+    rows = memory.largest_micro_batch(chosen, 8, 80e9)
+    states = sum(memory.state_bytes(chosen, 8).values())
+    assert rows % 8 == 0 and rows > 0
+
+    def taken(count: int) -> float:
+        return states + memory.activation_bytes(chosen.model, count, "bf16")
+
+    assert taken(rows) <= 80e9 * memory.USABLE_MEMORY < taken(rows + 8)
+    assert memory.largest_micro_batch(chosen, 8, states / memory.USABLE_MEMORY) == 0

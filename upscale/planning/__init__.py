@@ -1,0 +1,11 @@
+"""What a config costs on N GPUs, from arithmetic alone: no GPU is needed.
+
+`arithmetic` counts parameters and floating-point operations, `memory` the bytes a rank holds, `communication` the bytes
+it sends, `estimate` puts them together as seconds, and `verb` is `upscale plan`.
+"""
+
+from upscale.planning.arithmetic import flops_per_token, parameters, run_flops
+from upscale.planning.devices import peak_flops
+from upscale.planning.memory import micro_batch
+
+__all__ = ["flops_per_token", "micro_batch", "parameters", "peak_flops", "run_flops"]

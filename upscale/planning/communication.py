@@ -1,0 +1,78 @@
+"""The bytes a rank sends in one optimizer step, and how long a ring takes for them.
+
+n ranks that reduce-scatter or gather b bytes send b (n - 1) / n each (Thakur et al. 2005); an all-reduce is both. NCCL
+runs one ring through every network card of a node, so the slowest link carries what all cards of a node carry together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upscale.config import Config
+from upscale.planning.arithmetic import parameters
+from upscale.planning.devices import Device
+from upscale.planning.memory import shard_ranks
+
+LINK_EFFICIENCY = 0.8
+"""Share of a link's nominal bandwidth that large NCCL messages reach."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal nodes: `network_bandwidth` in bytes per second and GPU, one way, to other nodes."""
+
+    nodes: int
+    gpus_per_node: int
+    device: Device
+    network_bandwidth: float
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    def ring_seconds(self, sent_bytes: float, ranks: int) -> float:
+        """Seconds in which each of `ranks` neighbouring ranks sends `sent_bytes` around their ring."""
+        if ranks <= 1:
+            return 0.0
+        bandwidth = self.device.link_bandwidth
+        if ranks > self.gpus_per_node:
+            network = self.gpus_per_node * self.network_bandwidth
+            bandwidth = min(bandwidth, network) if self.gpus_per_node > 1 else network
+        return sent_bytes / (bandwidth * LINK_EFFICIENCY)
+
+    def replica_seconds(self, sent_bytes: float) -> float:
+        """The same between ranks of equal place in different nodes: each has its own card's bandwidth."""
+        return sent_bytes / (self.network_bandwidth * LINK_EFFICIENCY)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Per step and rank: bytes sent, seconds that can hide behind computing, and seconds that cannot."""
+
+    sent_bytes: float
+    hidden_seconds: float
+    serial_seconds: float
+
+
+def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
+    """What a step of `passes` micro-batches sends, all blocks awake.
+
+    DeepSpeed in its float32 mode moves float32 everywhere; stages 0 to 2 overlap nothing (`overlap_comm` is off), stage
+    2 reduces in every pass, stage 3 gathers twice and reduces in every pass. FSDP2 gathers matrices in bfloat16 and
+    reduces in the last pass only.
+    """
+    ranks, total = cluster.ranks, parameters(config.model)
+    one_way = 4.0 * total * (ranks - 1) / ranks
+    if config.engine.name == "deepspeed":
+        times = {0: 2, 1: 2, 2: passes + 1, 3: 3 * passes}[config.engine.zero_stage]
+        seconds = cluster.ring_seconds(times * one_way, ranks)
+        overlaps = config.engine.zero_stage == 3
+        return Traffic(times * one_way, seconds if overlaps else 0.0, 0.0 if overlaps else seconds)
+    shards = shard_ranks(config, ranks)
+    within = total * (shards - 1) / shards
+    gathers = 2 * passes if config.engine.reshard else 1
+    sent = within * (gathers * (2 if config.engine.precision == "bf16" else 4) + 4)
+    seconds = cluster.ring_seconds(sent, shards)
+    replicas = ranks // shards
+    between = 2 * 4.0 * total / shards * (replicas - 1) / replicas
+    return Traffic(sent + between, seconds + cluster.replica_seconds(between), 0.0)

@@ -1,0 +1,170 @@
+"""Seconds, GPU hours and fit of a config on a cluster, and which engine to choose there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from upscale import schedule
+from upscale.config import AUTO, Config
+from upscale.planning import memory
+from upscale.planning.arithmetic import flops_per_token, parameters, run_flops
+from upscale.planning.communication import Cluster, Traffic, traffic
+
+CHECKPOINT_BYTES = 12
+"""Float32 weight and two moments per parameter."""
+CHECKPOINT_BANDWIDTH = 1e9
+"""Bytes per second that one rank writes to a parallel file system."""
+TIE = 1.05
+"""Run times closer than this are equal: the estimate is no better, and overlap is never perfect."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One way to compute a config's full batch on a cluster; `micro_batch` 0 means that it does not fit."""
+
+    config: Config
+    cluster: Cluster
+    states: dict[str, int]
+    micro_batch: int
+    passes: int
+    global_batch: int
+    rows_of_busiest_rank: int
+    activation_bytes: float
+    traffic: Traffic
+    compute_seconds: float
+    memory_seconds: float
+    run_compute_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        return self.micro_batch > 0
+
+    @property
+    def rank_bytes(self) -> float:
+        return sum(self.states.values()) + self.activation_bytes
+
+    @property
+    def exposed_seconds(self) -> float:
+        """Communication that computing does not hide, per step."""
+        return self.traffic.serial_seconds + max(0.0, self.traffic.hidden_seconds - self.compute_seconds)
+
+    @property
+    def step_seconds(self) -> float:
+        """A step at the full batch with all blocks awake."""
+        return self.compute_seconds + self.memory_seconds + self.exposed_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.global_batch * self.config.model.context / self.step_seconds
+
+    @property
+    def model_flops_utilization(self) -> float:
+        """Of the sheet peak, after everything that is not computing."""
+        flops = flops_per_token(self.config.model, self.config.model.depth) * self.tokens_per_second
+        return flops / (self.cluster.ranks * self.cluster.device.peak_flops)
+
+    @property
+    def balance(self) -> float:
+        """Share of the ranks' rows that are real: lanes and rows do not always divide evenly."""
+        return self.global_batch / (self.cluster.ranks * self.rows_of_busiest_rank)
+
+    @property
+    def run_seconds(self) -> float:
+        """The whole schedule, with its smaller batches and sleeping blocks."""
+        steps = steps_in_run(self.config)
+        return self.run_compute_seconds / self.balance + steps * (self.memory_seconds + self.exposed_seconds)
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.run_seconds * self.cluster.ranks / 3600
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        return CHECKPOINT_BYTES * parameters(self.config.model)
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        return self.checkpoint_bytes / self.cluster.ranks / CHECKPOINT_BANDWIDTH
+
+
+def steps_in_run(config: Config) -> int:
+    """Optimizer steps of the schedule: exactly by walking while the batch grows, then by division."""
+    steps, seen = 0, 0
+    batch = config.schedule.batch
+    while seen < min(batch.to, config.schedule.instances):
+        seen += schedule.batch_size(seen, config.schedule, config.data.lanes)
+        steps += 1
+    rest = max(0, config.schedule.instances - seen)
+    return steps + math.ceil(rest / schedule.full_batch_size(config.schedule, config.data.lanes))
+
+
+def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
+    """What `config` (resolved) costs when matrix products run at `utilization` of the device's peak.
+
+    Computing takes the FLOPs of the rank with most rows at that rate (once more forward under full checkpointing), but
+    at least what reading the weights for each pass takes. Memory-bound work is the optimizer: 28 bytes a parameter.
+    """
+    model, device, ranks = config.model, cluster.device, cluster.ranks
+    lanes = config.data.lanes
+    batch = schedule.full_batch_size(config.schedule, lanes)
+    busiest = batch // lanes * math.ceil(lanes / ranks)
+    states = memory.state_bytes(config, ranks)
+    fitting = memory.largest_micro_batch(config, ranks, device.memory_bytes)
+    wanted = busiest if config.engine.micro_batch == AUTO else config.engine.micro_batch
+    micro_batch = 0 if fitting == 0 else min(wanted, busiest)
+    if config.engine.micro_batch == AUTO:
+        micro_batch = min(micro_batch, fitting)
+    elif micro_batch > fitting:
+        micro_batch = 0
+    passes = math.ceil(busiest / max(1, micro_batch))
+    recomputing = 4 / 3 if model.checkpointing == "full" else 1.0
+    rate = utilization * device.peak_flops / recomputing
+    flops = busiest * model.context * flops_per_token(model, model.depth)
+    total = parameters(model)
+    # Each pass reads float32 weights, writes bfloat16 copies and reads those, forward and backward.
+    weight_seconds = passes * 16 * total / device.memory_bandwidth
+    return Estimate(
+        config=config,
+        cluster=cluster,
+        states=states,
+        micro_batch=micro_batch,
+        passes=passes,
+        global_batch=batch,
+        rows_of_busiest_rank=busiest,
+        activation_bytes=memory.activation_bytes(model, max(1, micro_batch), config.engine.precision),
+        traffic=traffic(config, cluster, passes),
+        compute_seconds=max(flops / rate, weight_seconds),
+        memory_seconds=28 * total / memory.shard_ranks(config, ranks) / device.memory_bandwidth,
+        run_compute_seconds=max(run_flops(config) / ranks / rate, steps_in_run(config) * weight_seconds),
+    )
+
+
+def with_engine(config: Config, name: str, stage: int, shard: int | str, checkpointing: str) -> Config:
+    engine = config.engine.model_copy(update={"name": name, "zero_stage": stage, "shard_ranks": shard})
+    model = config.model.model_copy(update={"checkpointing": checkpointing})
+    return config.model_copy(update={"engine": engine, "model": model})
+
+
+def alternatives(config: Config, cluster: Cluster, utilization: float) -> list[Estimate]:
+    """Every engine and stage, without and with activation checkpointing, at the largest micro-batch that fits.
+
+    Those that fit come first, fastest first; where several take as long within TIE, the first of this order: what
+    shards less, then FSDP2, then stage 3, which moves twice the bytes and is not compiled.
+    """
+    ways = [("deepspeed", stage, AUTO) for stage in range(3)]
+    if cluster.nodes > 1 and cluster.gpus_per_node > 1:
+        ways.append(("fsdp", 1, cluster.gpus_per_node))
+    ways += [("fsdp", 1, AUTO), ("deepspeed", 3, AUTO)]
+    found = [
+        estimate(with_engine(config, *way, checkpointing), cluster, utilization)
+        for checkpointing in ("none", "full")
+        for way in ways
+    ]
+    fitting = [one for one in found if one.fits]
+    fastest = min((one.run_seconds for one in fitting), default=0.0)
+    order = {id(one): place for place, one in enumerate(found)}
+    return sorted(
+        found,
+        key=lambda one: (not one.fits, max(one.run_seconds, fastest * TIE) if one.fits else 0, order[id(one)]),
+    )

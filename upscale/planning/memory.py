@@ -1,0 +1,145 @@
+"""The bytes a rank holds under each engine: states exactly, activations as eager PyTorch saves them.
+
+States are counted from the shapes of the model on the meta device, with the padding each engine adds; tests compare
+them with the storages of real engines. Activations are what autograd saves for the backward pass, counted tensor by
+tensor; tests compare them with autograd's own hooks. `torch.compile` saves less, so a compiled run has room to spare.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from upscale.config import AUTO, Config, ModelConfig
+from upscale.model import parametrization
+from upscale.planning.arithmetic import parameters
+
+USABLE_MEMORY = 0.9
+"""Share of a device's memory to plan with: the rest is the CUDA context, the allocator's gaps and NCCL's buffers."""
+CPU_MICRO_BATCH = 16
+
+# DeepSpeed 0.19.8's defaults, in elements: what is gathered at stage 3, and the buffer gradients are reduced through.
+REDUCE_BUCKET = 500_000_000
+LIVE_PARAMETERS = 1_000_000_000
+PREFETCH_BUCKET = 50_000_000
+PERSISTENT_PARAMETER = 100_000
+ALIGNMENT = 2
+
+
+def shard_ranks(config: Config, ranks: int) -> int:
+    """Ranks that divide one copy of the sharded states among them."""
+    if config.engine.name == "fsdp":
+        return ranks if config.engine.shard_ranks == AUTO else config.engine.shard_ranks
+    return ranks if config.engine.zero_stage else 1
+
+
+def state_bytes(config: Config, ranks: int) -> dict[str, int]:
+    """Bytes on the rank that holds most, by kind, once every block is awake: weights, master, moments, gradients, and
+    the working memory that gathering and reducing take. `config` must be resolved."""
+    model = _shapes(config.model)
+    if config.engine.name == "fsdp":
+        return _fsdp(config, model, shard_ranks(config, ranks))
+    return _deepspeed(config, model, ranks)
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(model: ModelConfig) -> torch.nn.Module:
+    """The model without its numbers; kept, because a plan asks for it many times."""
+    return parametrization.build(Config(model=model), "meta")
+
+
+def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]:
+    shapes = [parameter.shape for parameter in model.parameters()]
+    held = 4 * sum(math.ceil(shape[0] / shards) * math.prod(shape[1:]) for shape in shapes)
+    gathered = 2 if config.engine.precision == "bf16" else 4
+    block = max(sum(parameter.numel() for parameter in part.parameters()) for part in model.blocks)
+    total = parameters(config.model)
+    root = total - sum(parameter.numel() for part in model.blocks for parameter in part.parameters())
+    # One block computes while the next is gathered; their gradients are reduced from float32 buffers.
+    whole = total if not config.engine.reshard else min(total, 2 * block + root)
+    return {
+        "weights": held,
+        "master": 0,
+        "moments": 2 * held,
+        "gradients": held,
+        "working": gathered * whole + 4 * min(total, 2 * block + root) if shards > 1 else 0,
+    }
+
+
+def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, int]:
+    stage = config.engine.zero_stage
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    total = sum(sizes.values())
+    if stage == 0:
+        return {"weights": 4 * total, "master": 0, "moments": 8 * total, "gradients": 4 * total, "working": 0}
+    if stage == 3:
+        share = sum(math.ceil(size / ranks) for size in sizes.values())
+        # Small parameters stay gathered; a single rank's shard of them is the whole.
+        persistent = sum(size for size in sizes.values() if size < PERSISTENT_PARAMETER) if ranks > 1 else 0
+        live = min(total, LIVE_PARAMETERS) + min(total, PREFETCH_BUCKET)
+        return {
+            "weights": 4 * (share + persistent),
+            "master": 4 * share,
+            "moments": 8 * share,
+            "gradients": 4 * share,
+            "working": 4 * (REDUCE_BUCKET + live),
+        }
+    step = ALIGNMENT * ranks
+    groups = parametrization.parameter_groups(model, config)
+    padded = sum(math.ceil(sum(sizes[name] for name in group.names) / step) * step for group in groups)
+    return {
+        "weights": 4 * padded,
+        "master": 4 * padded // ranks,
+        "moments": 8 * padded // ranks,
+        "gradients": 4 * (padded if stage == 1 else padded // ranks),
+        "working": 4 * min(total, REDUCE_BUCKET),
+    }
+
+
+def block_activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
+    """What one block saves for its backward pass, for `rows` rows of the model's context.
+
+    bf16, per position: bfloat16 copies of both inputs and of attention's output (6 w), queries, keys and values (6 w),
+    the hidden layer (8 w), float32 inputs and outputs of two norms (16 w), attention's log-sum-exp (4 a head) and the
+    norms' means and deviations (16); per block the bfloat16 copies of its matrices (24 w^2). fp32: everything once at
+    4 bytes.
+    """
+    w, positions = model.width, rows * model.context
+    if precision == "bf16":
+        return positions * (36 * w + 4 * model.heads + 16) + 24 * w * w
+    return positions * (56 * w + 4 * model.heads + 16)
+
+
+def activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
+    """The peak of what a micro-batch of `rows` needs besides the states, all blocks awake."""
+    w, positions = model.width, rows * model.context
+    block = block_activation_bytes(model, rows, precision)
+    progressive = max(0, model.depth - model.plain_blocks)
+    if model.checkpointing == "full":
+        # Each block's input, and the insides of the one being recomputed.
+        inside = block + positions * 4 * w * model.depth
+    else:
+        inside = model.depth * block + progressive * positions * 4 * w
+    # Logits in bfloat16 and float32, scaled; log-probabilities, and the gradients of these.
+    return inside + positions * (6 * w + 22 * model.vocabulary)
+
+
+def largest_micro_batch(config: Config, ranks: int, memory_bytes: float) -> int:
+    """Rows a pass can hold on a device of `memory_bytes`; 0 when the states alone do not leave room for one."""
+    room = memory_bytes * USABLE_MEMORY - sum(state_bytes(config, ranks).values())
+    one, two = (activation_bytes(config.model, rows, config.engine.precision) for rows in (1, 2))
+    rows = 0 if one > room else 1 + int((room - one) // (two - one))
+    return rows if rows < 8 else rows // 8 * 8
+
+
+def micro_batch(config: Config, device: torch.device, largest: int, ranks: int) -> int:
+    """Rows per pass: as configured, or what the estimate says fits this machine's device, at most `largest`."""
+    if config.engine.micro_batch != AUTO:
+        return min(config.engine.micro_batch, largest)
+    if device.type == "cpu":
+        return min(CPU_MICRO_BATCH, largest)
+    free, _ = torch.cuda.mem_get_info(device)
+    # The engine already holds part of the states that the estimate counts.
+    return max(1, min(largest_micro_batch(config, ranks, free + torch.cuda.memory_allocated(device)), largest))
