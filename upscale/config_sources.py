@@ -1,0 +1,80 @@
+"""The entries of `data.sources`, one class a kind, and what makes one impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from upscale.config_base import AUTO, Auto, Count, NotNegative, Section
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
+
+Range = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
+Problems = Iterator[tuple[str, str]]
+
+
+class SourceSection(Section):
+    weight: NotNegative = 1.0
+    """Relative frequency among the sources; 0: never."""
+
+    def resolved(self, model: ModelConfig) -> SourceSection:
+        """The same entry with every `auto` replaced."""
+        return self
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        """Impossible values as (key, message); `model` is None where that section is itself in error."""
+        yield from ()
+
+
+class AutoregressiveSource(SourceSection):
+    seed_tokens: Count = 8
+    """Tokens copied from the buffer at the start of each row."""
+    temperature: NotNegative = 1e-4
+    """Sampling temperature; 0: the most likely token."""
+    multiplier: Range = [0.0, 1.1]
+    """Range of the factor on a program's weights, its biases and head aside; drawn anew for each program."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        if self.multiplier[0] > self.multiplier[1]:
+            yield "multiplier", f"{self.multiplier} is not [low, high]"
+        if 0 < self.temperature < 1e-6:
+            yield "temperature", f"{self.temperature} is neither 0 (the most likely token) nor at least 1e-6"
+        if model and self.seed_tokens > model.context:
+            yield "seed_tokens", f"{self.seed_tokens} exceeds model.context = {model.context}"
+
+
+class RecurrentSource(AutoregressiveSource):
+    kind: Literal["lstm", "gru"]
+    hidden: Count | Auto = AUTO
+    """Hidden units; auto: model.width / 10. The embedding has half of it."""
+
+    def resolved(self, model: ModelConfig) -> RecurrentSource:
+        return self.model_copy(update={"hidden": round(model.width / 10)}) if self.hidden == AUTO else self
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        yield from super().problems(model)
+        if self.hidden != AUTO and self.hidden < 2:
+            yield "hidden", f"{self.hidden} is too small: its embedding has half of it"
+        if model and self.hidden == AUTO and round(model.width / 10) < 2:
+            yield "hidden", f"auto is model.width / 10 = {model.width / 10}: give at least 2"
+
+
+class UniformSource(SourceSection):
+    kind: Literal["uniform"]
+
+
+Source = Annotated[RecurrentSource | UniformSource, Field(discriminator="kind")]
+LSTM = RecurrentSource(kind="lstm")
+
+
+def problems_of_sources(sources: Sequence[SourceSection], model: ModelConfig | None) -> list[tuple[str, str]]:
+    """Impossible combinations as (key, message)."""
+    found = []
+    if not sum(source.weight for source in sources):
+        found.append(("data.sources", "all weights are 0; give one of them a positive weight"))
+    for index, source in enumerate(sources):
+        found += [(f"data.sources[{index}].{key}", message) for key, message in source.problems(model)]
+    return found
