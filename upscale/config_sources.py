@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from upscale.config_base import AUTO, Auto, Count, NotNegative, Section
+from upscale.config_base import AUTO, Auto, Count, NotNegative, Section, Share
 
 if TYPE_CHECKING:
     from upscale.config import ModelConfig
@@ -62,11 +62,67 @@ class RecurrentSource(AutoregressiveSource):
             yield "hidden", f"auto is model.width / 10 = {model.width / 10}: give at least 2"
 
 
+class TransformerSource(AutoregressiveSource):
+    kind: Literal["transformer"]
+    hidden: Count | Auto = AUTO
+    """Width, a multiple of `heads`; auto: the multiple nearest to model.width / 10."""
+    layers: Count = 2
+    """Layers."""
+    heads: Count = 4
+    """Attention heads."""
+
+    def resolved(self, model: ModelConfig) -> TransformerSource:
+        hidden = max(1, round(model.width / 10 / self.heads)) * self.heads
+        return self.model_copy(update={"hidden": hidden}) if self.hidden == AUTO else self
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        yield from super().problems(model)
+        if self.hidden != AUTO and (self.hidden < 2 or self.hidden % self.heads):
+            yield "hidden", f"{self.hidden} must be at least 2 and a multiple of heads = {self.heads}"
+        if self.hidden == AUTO and self.heads == 1 and model and model.width < 15:
+            yield "hidden", f"auto is model.width / 10 = {model.width / 10}: give at least 2"
+
+
+class AutomatonSource(SourceSection):
+    kind: Literal["automaton"]
+    permute: bool = False
+    """Rename the symbols of each row at random; false: the low ids, as the published code."""
+
+
+class PointwiseSource(SourceSection):
+    kind: Literal["pointwise"]
+    variant: Literal["paper", "code"] = "paper"
+    """paper: a Dirichlet(1/2) distribution a row; code: what the published code does, 0 to 19 tokens a row."""
+
+
+class DyckSource(SourceSection):
+    kind: Literal["dyck"]
+    brackets: Count = 64
+    """Types of brackets; each takes two tokens."""
+    open_probability: Share = 0.5
+    """How often a bracket opens where one may also close."""
+    depth: Count = 64
+    """Brackets that may be open at once."""
+    permute: bool = False
+    """Rename the tokens of each row at random."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        if model and 2 * self.brackets > model.vocabulary:
+            yield "brackets", f"{self.brackets} need {2 * self.brackets} tokens: {_exceeds(model)}"
+
+
 class UniformSource(SourceSection):
     kind: Literal["uniform"]
 
 
-Source = Annotated[RecurrentSource | UniformSource, Field(discriminator="kind")]
+def _exceeds(model: ModelConfig) -> str:
+    return f"more than model.vocabulary = {model.vocabulary}"
+
+
+Source = Annotated[
+    RecurrentSource | TransformerSource | AutomatonSource | PointwiseSource | DyckSource | UniformSource,
+    Field(discriminator="kind"),
+]
 LSTM = RecurrentSource(kind="lstm")
 
 

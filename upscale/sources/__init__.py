@@ -6,7 +6,11 @@ from typing import Any, Protocol
 import torch
 
 from upscale.randomness import Stream
+from upscale.sources.automaton import AutomatonSource
+from upscale.sources.dyck import DyckSource
+from upscale.sources.pointwise import PointwiseSource
 from upscale.sources.recurrent import GRUSource, LSTMSource
+from upscale.sources.transformer import TransformerSource
 from upscale.sources.uniform import UniformSource
 
 
@@ -29,6 +33,10 @@ class Source(Protocol):
 KINDS: dict[str, Callable[..., Source]] = {
     "lstm": LSTMSource,
     "gru": GRUSource,
+    "transformer": TransformerSource,
+    "automaton": AutomatonSource,
+    "pointwise": PointwiseSource,
+    "dyck": DyckSource,
     "uniform": UniformSource,
 }
 

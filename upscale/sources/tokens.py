@@ -34,7 +34,7 @@ def renamed(tokens: torch.Tensor, stream: Stream, purpose: int, vocabulary: int)
 
 
 def drawn(shares: torch.Tensor, heights: torch.Tensor) -> torch.Tensor:
-    """Tokens (..., draws) int64 from unnormalised `shares` (..., vocabulary) float64 and `heights` (..., draws) in [0, 1).
+    """Tokens (..., draws) int64 for heights (..., draws) in [0, 1) over unnormalised shares (..., vocabulary) float64.
 
     A share is rounded down to a multiple of 2^-32, of which at least one must remain, and sums are of integers: no
     device and no number of rows changes an exact sum. Shares of a row may sum to 2^20 at most.
