@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from upscale.config_base import AUTO, Auto, Count, NotNegative, Section, Share
+from upscale.config_base import AUTO, Auto, Count, CountOrZero, NotNegative, Section, Share, integral
 
 if TYPE_CHECKING:
     from upscale.config import ModelConfig
 
 Range = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
+Bound = Annotated[int, BeforeValidator(integral), Field(ge=1, le=1 << 30)]
 Problems = Iterator[tuple[str, str]]
 
 
@@ -83,6 +84,69 @@ class TransformerSource(AutoregressiveSource):
             yield "hidden", f"auto is model.width / 10 = {model.width / 10}: give at least 2"
 
 
+class UTMSource(SourceSection):
+    kind: Literal["utm"]
+    alphabet: Annotated[int, Field(ge=2, le=256)] = 128
+    """Values of a cell, at most model.vocabulary."""
+    memory: Bound = 10
+    """Cells of the ring of memory."""
+    steps: Bound = 100
+    """Instructions a program may execute."""
+    program_length: Bound = 100
+    """Instructions a program may hold."""
+    sampler: Literal["uniform", "markov"] = "uniform"
+    """uniform: every instruction equally likely; markov: an order-2 chain, for far richer programs."""
+    padding: Literal["repeat", "zero"] = "repeat"
+    """What follows a program's output in its row: the output again and again, or token 0."""
+    permute: bool = True
+    """Rename the tokens of each row at random; false: a token is a cell's value."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        if model and self.alphabet > model.vocabulary:
+            yield "alphabet", f"{self.alphabet} is {_exceeds(model)}"
+
+
+class NCASource(SourceSection):
+    kind: Literal["nca"]
+    colours: Annotated[int, Field(ge=2)] = 4
+    """Values of a cell; colours ^ (cells of a patch) tokens must fit into model.vocabulary."""
+    grid: Annotated[int, Field(ge=3)] = 12
+    """Rows and columns of cells, a multiple of the patch's."""
+    patch: Annotated[list[Count], Field(min_length=2, max_length=2)] = [2, 2]
+    """Rows and columns of the cells that make one token."""
+    burn_in: CountOrZero = 10
+    """States dropped at the start of a trajectory."""
+    stride: Count = 1
+    """Steps from one frame to the next."""
+    temperature: NotNegative = 1e-4
+    """Temperature of a cell's draw; 0: the most likely colour."""
+    identity_bias: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    """Added to the logit of the colour that a cell has already."""
+    wrap_channels: bool = False
+    """Wrap the convolution around the colours as well, as the published code does."""
+    delimiters: bool = False
+    """Lead and end each frame with a token of its own, as the paper."""
+    band: Range = [0.75, 2.0]
+    """Complexity of the rules used: above and below these shares of what gzip makes of random tokens; [0, 2]: all."""
+    permute: bool = True
+    """Rename the tokens of each row at random; false: a fixed code for patches, as the paper."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        high, wide = self.patch
+        needed = self.colours ** (high * wide) + 2 * self.delimiters
+        frame = self.grid**2 // (high * wide) + 2 * self.delimiters
+        if model and needed > model.vocabulary:
+            yield "colours", f"{self.colours} in patches of {self.patch} need {needed} tokens: {_exceeds(model)}"
+        if self.grid % high or self.grid % wide:
+            yield "grid", f"{self.grid} is not a multiple of the patch's sides {self.patch}"
+        elif model and frame > model.context + 1:
+            yield "grid", f"{self.grid} makes frames of {frame} tokens, but a row holds {model.context + 1}"
+        if 0 < self.temperature < 1e-6:
+            yield "temperature", f"{self.temperature} is neither 0 (the most likely colour) nor at least 1e-6"
+        if self.band[0] >= self.band[1]:
+            yield "band", f"{self.band} is not [low, high]"
+
+
 class AutomatonSource(SourceSection):
     kind: Literal["automaton"]
     permute: bool = False
@@ -120,7 +184,14 @@ def _exceeds(model: ModelConfig) -> str:
 
 
 Source = Annotated[
-    RecurrentSource | TransformerSource | AutomatonSource | PointwiseSource | DyckSource | UniformSource,
+    RecurrentSource
+    | TransformerSource
+    | UTMSource
+    | NCASource
+    | AutomatonSource
+    | PointwiseSource
+    | DyckSource
+    | UniformSource,
     Field(discriminator="kind"),
 ]
 LSTM = RecurrentSource(kind="lstm")

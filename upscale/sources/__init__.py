@@ -8,10 +8,12 @@ import torch
 from upscale.randomness import Stream
 from upscale.sources.automaton import AutomatonSource
 from upscale.sources.dyck import DyckSource
+from upscale.sources.nca import NCASource
 from upscale.sources.pointwise import PointwiseSource
 from upscale.sources.recurrent import GRUSource, LSTMSource
 from upscale.sources.transformer import TransformerSource
 from upscale.sources.uniform import UniformSource
+from upscale.sources.utm import UTMSource
 
 
 class Source(Protocol):
@@ -34,6 +36,8 @@ KINDS: dict[str, Callable[..., Source]] = {
     "lstm": LSTMSource,
     "gru": GRUSource,
     "transformer": TransformerSource,
+    "utm": UTMSource,
+    "nca": NCASource,
     "automaton": AutomatonSource,
     "pointwise": PointwiseSource,
     "dyck": DyckSource,
