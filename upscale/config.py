@@ -8,35 +8,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-AUTO = "auto"
+from upscale.config_base import (
+    AUTO,
+    Auto,
+    Count,
+    CountOrZero,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    integral,
+)
+from upscale.config_sources import LSTM, Source, problems_of_sources
 
-
-def _integral(value: Any) -> Any:
-    """Accept 20.0e6 for a count: YAML has no other short way to write it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, BeforeValidator(_integral), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
-Auto = Literal["auto"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
+BYTES = 256
 
 
 class RunConfig(Section):
@@ -60,10 +49,10 @@ class ModelConfig(Section):
     """Blocks; auto: round((ln width - 5.039) / 0.0555) (Levine et al., paper section 6.1)."""
     heads: Count | Auto = AUTO
     """Attention heads; auto: width / 128, at least 1."""
-    context: Annotated[int, BeforeValidator(_integral), Field(ge=2)] = 512
+    context: Annotated[int, BeforeValidator(integral), Field(ge=2)] = 512
     """Positions the model sees; a row holds one token more."""
-    vocabulary: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=256)] = 256
-    """Token ids; bytes need 256."""
+    vocabulary: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1 << 15)] = BYTES
+    """Token ids; bytes need 256, and more are for sources whose tokens are no bytes. Above 256, rows are int16."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout probability after each norm."""
     dropout_keys: Literal["rank", "row"] = "rank"
@@ -132,29 +121,6 @@ class ResetConfig(Section):
     """Share of the enriched rows that becomes uniform noise."""
 
 
-class RecurrentSource(Section):
-    kind: Literal["lstm", "gru"]
-    weight: Positive = 1.0
-    """Relative frequency among the sources."""
-    hidden: Count | Auto = AUTO
-    """Hidden units; auto: model.width / 10. The embedding has half of it."""
-    seed_tokens: Count = 8
-    """Tokens copied from the buffer at the start of each row."""
-    temperature: NotNegative = 1e-4
-    """Sampling temperature; 0: the most likely token."""
-    multiplier: Annotated[list[NotNegative], Field(min_length=2, max_length=2)] = [0.0, 1.1]
-    """Range of the factor on a program's recurrent weights."""
-
-
-class UniformSource(Section):
-    kind: Literal["uniform"]
-    weight: Positive = 1.0
-    """Relative frequency among the sources."""
-
-
-Source = Annotated[RecurrentSource | UniformSource, Field(discriminator="kind")]
-
-
 class DataConfig(Section):
     kind: Literal["synthetic"] = "synthetic"
     """Where rows come from."""
@@ -169,7 +135,7 @@ class DataConfig(Section):
     reset: ResetConfig = ResetConfig()
     iterate: bool = True
     """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
-    sources: Annotated[list[Source], Field(min_length=1)] = [RecurrentSource(kind="lstm")]
+    sources: Annotated[list[Source], Field(min_length=1)] = [LSTM]
 
 
 class EngineConfig(Section):
@@ -249,12 +215,7 @@ class Config(Section):
         model, data = self.model, self.data
         model = model.model_copy(update={"depth": depth_of(model), "heads": heads_of(model)})
         draw = rows_per_lane(self.schedule, data.lanes) if data.draw == AUTO else data.draw
-        sources = [
-            source.model_copy(update={"hidden": round(model.width / 10)})
-            if getattr(source, "hidden", 0) == AUTO
-            else source
-            for source in data.sources
-        ]
+        sources = [source.resolved(model) for source in data.sources]
         data = data.model_copy(update={"draw": draw, "sources": sources})
         directory = str(Path("runs") / self.run.name) if self.run.dir == AUTO else self.run.dir
         run = self.run.model_copy(update={"dir": directory})
@@ -289,7 +250,9 @@ def buffer_rows(data: DataConfig) -> int:
 def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, str]]:
     """Impossible combinations as (key, message), among those of the sections that are valid by themselves."""
     found: list[tuple[str, str]] = []
-    model, schedule, data, run = (sections.get(name) for name in ("model", "schedule", "data", "run"))
+    model, schedule, data, run, evaluation = (
+        sections.get(name) for name in ("model", "schedule", "data", "run", "evaluation")
+    )
     if model:
         heads = heads_of(model)
         if model.width % heads:
@@ -318,28 +281,15 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
             found.append(
                 ("data.reset", "constant + noise must be at most 1: no more rows can be reset than were enriched")
             )
-        for index, source in enumerate(data.sources):
-            if isinstance(source, RecurrentSource):
-                if source.multiplier[0] > source.multiplier[1]:
-                    found.append((f"data.sources[{index}].multiplier", f"{source.multiplier} is not [low, high]"))
-                if source.hidden != AUTO and source.hidden < 2:
-                    found.append(
-                        (f"data.sources[{index}].hidden", f"{source.hidden} is too small: its embedding has half of it")
-                    )
-                if model and source.hidden == AUTO and round(model.width / 10) < 2:
-                    found.append(
-                        (
-                            f"data.sources[{index}].hidden",
-                            f"auto is model.width / 10 = {model.width / 10}: give at least 2",
-                        )
-                    )
-                if model and source.seed_tokens > model.context:
-                    found.append(
-                        (
-                            f"data.sources[{index}].seed_tokens",
-                            f"{source.seed_tokens} exceeds model.context = {model.context}",
-                        )
-                    )
+        found += problems_of_sources(data.sources, model)
+    if model and model.vocabulary < BYTES and evaluation and evaluation.every:
+        found.append(
+            (
+                "model.vocabulary",
+                f"{model.vocabulary} is too small for the evaluation, whose texts are bytes: give at least {BYTES}, or "
+                "switch it off with evaluation.every=0",
+            )
+        )
     if run and run.dir != AUTO and not run.dir.strip():
         found.append(("run.dir", "is empty; give a folder or auto"))
     return found

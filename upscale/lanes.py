@@ -13,6 +13,7 @@ import torch
 from upscale.config import Config, buffer_rows, enriched_rows
 from upscale.randomness import Purpose, Stream
 from upscale.sources import Source, build
+from upscale.sources.tokens import check_vocabulary, token_dtype
 
 
 def owned_lanes(lanes_total: int, rank: int, world_size: int) -> range:
@@ -36,7 +37,7 @@ class Lanes:
     rows and gives at most `draw` rows for training. `reset_constant` and `reset_noise` are shares of the enriched rows.
     `sources` are (source, weight) pairs, of which each round of a lane draws one. With `iterate` off, sources read
     fresh constant and noise rows instead of the buffer's (the paper's LSTM-noit); buffer_rows = enrich_rows gives its
-    LSTM-nobuf. Rows are (context + 1) tokens, uint8.
+    LSTM-nobuf. Rows are (context + 1) tokens, uint8, or int16 for a vocabulary above 256.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Lanes:
         _check(len(lanes) > 0, f"lanes is {list(lanes)}", "at least one lane a rank")
         _check(len(set(lanes)) == len(lanes), f"lanes is {list(lanes)}", "each lane once")
         _check(context >= 1, f"context is {context}", "1 or more")
-        _check(1 <= vocabulary <= 256, f"vocabulary is {vocabulary}", "1 to 256 (rows are uint8)")
+        check_vocabulary(vocabulary)
         _check(buffer_rows >= 1, f"buffer_rows is {buffer_rows}", "1 or more")
         _check(1 <= draw <= buffer_rows, f"draw is {draw}", f"1 to buffer_rows ({buffer_rows})")
         _check(1 <= enrich_rows <= buffer_rows, f"enrich_rows is {enrich_rows}", f"1 to buffer_rows ({buffer_rows})")
@@ -67,12 +68,13 @@ class Lanes:
         _check(reset_constant + reset_noise <= 1 + 1e-9, shares, "shares of the enriched rows, at most 1 together")
         _check(len(sources) > 0, "sources is empty", "at least one source")
         for source, weight in sources:
-            _check(0 < weight < math.inf, f"a source's weight is {weight}", "a positive number")
+            _check(0 <= weight < math.inf, f"a source's weight is {weight}", "0 or more")
             _check(
                 source.seed_tokens <= context + 1,
                 f"a source's seed has {source.seed_tokens} tokens",
                 f"at most a row's ({context + 1})",
             )
+        _check(sum(weight for _, weight in sources) > 0, "the sources' weights sum to 0", "a positive sum")
         self.seed = seed
         self.lanes = tuple(lanes)
         self.length = context + 1
@@ -91,10 +93,10 @@ class Lanes:
         self._places = torch.arange(len(lanes), device=self.device)
         start = Stream(seed, self.lanes, self.rounds, self.device)
         self.buffers = self._constant_and_noise(start, Purpose.START_CONSTANT, Purpose.START_NOISE, buffer_rows)
-        """(lanes, buffer_rows, context + 1) uint8, on the device."""
+        """(lanes, buffer_rows, context + 1) tokens, on the device."""
 
     def draw(self, rows_per_lane: int) -> torch.Tensor:
-        """Training rows, (lanes * rows_per_lane, context + 1) uint8, lane after lane.
+        """Training rows, (lanes * rows_per_lane, context + 1) tokens, lane after lane.
 
         Runs ceil(rows_per_lane / draw) rounds of every lane; the last one draws what is missing.
         """
@@ -104,7 +106,7 @@ class Lanes:
         return torch.cat(rounds, dim=1).flatten(0, 1)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy of all that a lane is: `buffers` (lanes, buffer_rows, context + 1) uint8, `rounds` (lanes,) int64."""
+        """A copy of all that a lane is: `buffers` (lanes, buffer_rows, context + 1), `rounds` (lanes,) int64."""
         return {"buffers": self.buffers.clone(), "rounds": self.rounds.clone()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -186,10 +188,10 @@ class Lanes:
         return torch.where((position < constant_end)[..., None], tokens[..., None], written)
 
     def _constant_and_noise(self, stream: Stream, constant: Purpose, noise: Purpose, rows: int) -> torch.Tensor:
-        """(L, rows, context + 1) uint8: half constant rows, one token each, then half uniform noise."""
+        """(L, rows, context + 1): half constant rows, one token each, then half uniform noise."""
         tokens = stream.integers(constant, self.vocabulary, rows // 2, 1).expand(-1, -1, self.length)
         noise_rows = stream.integers(noise, self.vocabulary, rows - rows // 2, self.length)
-        return torch.cat([tokens, noise_rows], dim=1).to(torch.uint8)
+        return torch.cat([tokens, noise_rows], dim=1).to(token_dtype(self.vocabulary))
 
 
 def _near_integer(count: float) -> float:

@@ -195,7 +195,7 @@ def test_build_maps_settings_to_sources():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(vocabulary=257), "vocabulary is 257; allowed: 1 to 256"),
+        (dict(vocabulary=32769), "vocabulary is 32769; allowed: 1 to 32768"),
         (dict(hidden=1), "hidden is 1; allowed: 2 or more"),
         (dict(seed_tokens=0), "seed_tokens is 0; allowed: 1 or more"),
         (dict(temperature=-1.0), "temperature is -1.0; allowed: 0"),

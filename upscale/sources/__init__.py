@@ -6,8 +6,14 @@ from typing import Any, Protocol
 import torch
 
 from upscale.randomness import Stream
+from upscale.sources.automaton import AutomatonSource
+from upscale.sources.dyck import DyckSource
+from upscale.sources.nca import NCASource
+from upscale.sources.pointwise import PointwiseSource
 from upscale.sources.recurrent import GRUSource, LSTMSource
+from upscale.sources.transformer import TransformerSource
 from upscale.sources.uniform import UniformSource
+from upscale.sources.utm import UTMSource
 
 
 class Source(Protocol):
@@ -17,9 +23,10 @@ class Source(Protocol):
     """How many tokens of a row are its seed; 0 for a source that needs none."""
 
     def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """New rows, (L, rows, length) uint8, of L fresh random programs, one for each (lane, round) of the stream.
+        """New rows, (L, rows, length), of fresh random programs, for each of the stream's L pairs (lane, round).
 
-        `conditions` is (L, rows, length) uint8; `seeds` is (L, rows, seed_tokens) uint8 and begins each row written.
+        `conditions` is (L, rows, length); `seeds` is (L, rows, seed_tokens), and a source with seeds begins each row
+        with its own. Tokens are uint8, or int16 where the vocabulary exceeds 256.
         All that is random comes from the stream, and a pair's rows do not depend on which pairs share the call.
         """
         ...
@@ -28,6 +35,12 @@ class Source(Protocol):
 KINDS: dict[str, Callable[..., Source]] = {
     "lstm": LSTMSource,
     "gru": GRUSource,
+    "transformer": TransformerSource,
+    "utm": UTMSource,
+    "nca": NCASource,
+    "automaton": AutomatonSource,
+    "pointwise": PointwiseSource,
+    "dyck": DyckSource,
     "uniform": UniformSource,
 }
 

@@ -3,6 +3,7 @@
 import torch
 
 from upscale.randomness import Purpose, Stream
+from upscale.sources.tokens import check_vocabulary, token_dtype
 
 
 class UniformSource:
@@ -11,11 +12,10 @@ class UniformSource:
     seed_tokens = 0
 
     def __init__(self, *, vocabulary: int) -> None:
-        if not 1 <= vocabulary <= 256:
-            raise ValueError(f"vocabulary is {vocabulary}; allowed: 1 to 256 (rows are uint8)")
+        check_vocabulary(vocabulary)
         self.vocabulary = vocabulary
 
     def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """(L, rows, length) uint8 of the shape of `conditions`."""
+        """(L, rows, length) of the shape of `conditions`."""
         _, rows, length = conditions.shape
-        return stream.integers(Purpose.UNIFORM_ROW, self.vocabulary, rows, length).to(torch.uint8)
+        return stream.integers(Purpose.UNIFORM_ROW, self.vocabulary, rows, length).to(token_dtype(self.vocabulary))

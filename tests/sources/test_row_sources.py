@@ -1,0 +1,97 @@
+"""The pointwise, automaton and Dyck sources, against plain Python one token at a time, closed forms and themselves."""
+
+import pytest
+import torch
+
+from tests.reference import row_sources as reference
+from tests.sources.common import assert_rows_are_those_of, assert_rows_do_not_depend_on_the_call, given
+from upscale.sources import AutomatonSource, DyckSource, PointwiseSource
+
+CASES = [
+    (PointwiseSource, dict(vocabulary=256)),
+    (PointwiseSource, dict(vocabulary=3)),
+    (PointwiseSource, dict(vocabulary=256, variant="code")),
+    (PointwiseSource, dict(vocabulary=5, variant="code")),
+    (AutomatonSource, dict(vocabulary=256)),
+    (AutomatonSource, dict(vocabulary=4, permute=True)),
+    (AutomatonSource, dict(vocabulary=300, permute=True)),
+    (DyckSource, dict(vocabulary=256)),
+    (DyckSource, dict(vocabulary=256, brackets=128, open_probability=0.7, depth=3, permute=True)),
+    (DyckSource, dict(vocabulary=2, brackets=1, open_probability=0.95, depth=1000)),
+]
+
+
+def name(value):
+    return value.__name__ if isinstance(value, type) else "-".join(map(str, value.values()))
+
+
+@pytest.mark.parametrize(("kind", "arguments"), CASES, ids=name)
+def test_rows_are_those_of_the_definition_token_for_token(kind, arguments):
+    """Against plain Python on the same random words."""
+    oracle = getattr(reference, kind.__name__)(**arguments)
+    assert_rows_are_those_of(oracle, kind(**arguments), rows=6, vocabulary=arguments["vocabulary"])
+
+
+@pytest.mark.parametrize(("kind", "arguments"), CASES[::3], ids=name)
+def test_a_lanes_rows_do_not_depend_on_who_shares_the_call(kind, arguments):
+    assert_rows_do_not_depend_on_the_call(kind(**arguments), vocabulary=arguments["vocabulary"])
+
+
+def rows_of(source, lanes=20, rows=50, length=400, vocabulary=256):
+    stream, conditions, seeds = given(lanes, rows, length, vocabulary)
+    return source.write(stream, conditions, seeds).flatten(0, 1)
+
+
+def test_pointwise_rows_repeat_tokens_as_often_as_a_dirichlet_half():
+    """Against E[sum of p^2] = (alpha + 1) / (V alpha + 1), the probability that two tokens of a row agree."""
+    rows = rows_of(PointwiseSource(vocabulary=16), vocabulary=16)
+    agree = (rows[:, :200] == rows[:, 200:]).float().mean(dim=1)
+    expected = 1.5 / (16 * 0.5 + 1)
+    assert abs(agree.mean() - expected) < 4 * agree.std() / len(rows) ** 0.5
+
+
+def test_the_codes_pointwise_rows_hold_at_most_19_tokens():
+    """Against U{0, ..., 19}: at most 19 distinct tokens, two of twenty rows constant, all ids used by some row."""
+    rows = rows_of(PointwiseSource(vocabulary=256, variant="code"), length=2000, rows=20)
+    distinct = torch.tensor([len(row.unique()) for row in rows])
+    assert 15 <= distinct.max() <= 19 and len(rows.unique()) == 256
+    assert abs((distinct == 1).float().mean() - 0.1) < 4 * (0.1 * 0.9 / len(rows)) ** 0.5
+
+
+def test_automata_have_ten_symbols_on_average():
+    """Against the geometric law: a mean of 10 symbols, of which a walk sees fewer; labels are the low ids."""
+    rows = rows_of(AutomatonSource(vocabulary=256))
+    largest = rows.max(dim=1).values.float() + 1
+    assert 5 < largest.mean() < 10 and largest.max() > 30
+    renamed = rows_of(AutomatonSource(vocabulary=256, permute=True))
+    assert len(renamed.unique()) == 256
+
+
+def test_dyck_rows_are_nested_and_as_deep_as_allowed():
+    """Against a stack machine that reads the row; the depth bound is met and never passed."""
+    source = DyckSource(vocabulary=256, brackets=5, open_probability=0.6, depth=4)
+    deepest = 0
+    for row in rows_of(source, lanes=2, rows=10).tolist():
+        stack = []
+        for token in row:
+            if token < 5:
+                stack.append(token)
+            else:
+                assert stack.pop() == token - 5
+            deepest = max(deepest, len(stack))
+    assert deepest == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        (PointwiseSource, dict(variant="published"), "variant is 'published'; allowed: paper, code"),
+        (PointwiseSource, dict(vocabulary=1 << 16), "vocabulary is 65536; allowed: 1 to 32768"),
+        (DyckSource, dict(brackets=129), "brackets is 129; allowed: 1 to half of the vocabulary .128."),
+        (DyckSource, dict(open_probability=1.5), "open_probability is 1.5; allowed: 0 to 1"),
+        (DyckSource, dict(depth=0), "depth is 0; allowed: 1 or more"),
+    ],
+)
+def test_mistakes_are_named(kind, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        kind(**{"vocabulary": 256, **arguments})

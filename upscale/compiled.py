@@ -1,0 +1,62 @@
+"""C files of the package, compiled on first use by the machine's compiler and kept in the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from upscale.errors import UserError
+
+FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC")
+COMPILERS = ("cc", "gcc", "clang")
+
+
+def library(source: Path, needed_by: str) -> ctypes.CDLL:
+    """The shared library of one C file.
+
+    Its name holds a hash of the source, the flags and the machine's kind, so a cache may be shared by nodes and
+    versions; it appears complete or not at all, so ranks may compile at once. The cache is $XDG_CACHE_HOME/upscale or
+    ~/.cache/upscale, or a temporary folder where that cannot be written. Raises UserError, which names `needed_by`,
+    when there is no compiler or it fails.
+    """
+    content = source.read_bytes()
+    key = hashlib.sha256(content + repr((FLAGS, platform.system(), platform.machine())).encode()).hexdigest()[:16]
+    name = f"{source.stem}-{key}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upscale"
+    if not (folder / name).is_file():
+        folder = _compile(source, folder, name, needed_by)
+    return ctypes.CDLL(str(folder / name))
+
+
+def _compile(source: Path, folder: Path, name: str, needed_by: str) -> Path:
+    """Compiles into the folder, or another one when that cannot be written; returns the one used."""
+    chosen = os.environ.get("CC", "").strip()
+    command = shlex.split(chosen) or [next(filter(shutil.which, COMPILERS), "")]
+    if not shutil.which(command[0]):
+        missing = f"CC={chosen!r} names none" if chosen else f"there is no {', '.join(COMPILERS)}"
+        raise UserError(
+            f"{needed_by} runs as compiled code and needs a C compiler on every node: {missing}. Install gcc (by the "
+            "system's package, `module load gcc` or `conda install gcc`), set CC to one, or choose another source."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="upscale-"))
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
+    os.close(handle)
+    try:
+        done = subprocess.run([*command, *FLAGS, "-o", temporary, str(source)], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{needed_by} could not be compiled by {shlex.join(command)}:\n{done.stderr.strip()}")
+        os.replace(temporary, folder / name)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return folder

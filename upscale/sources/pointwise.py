@@ -1,0 +1,46 @@
+"""The pointwise source: every row has its own distribution over the vocabulary and draws each token from it.
+
+`paper` (Bloem 2025): p ~ Dirichlet(1/2, ..., 1/2) over the whole vocabulary. Its entries are squares of normal numbers
+over their sum. `code`, what the published code does instead: p ~ Dirichlet with the parameter 1 at k ~ U{0, ..., 19}
+random entries and 1e-8 at the others, which is, but in fewer than one row of 10 000, exponential numbers over their
+sum at those entries and nothing elsewhere; k = 0 leaves one random entry, as k = 1 does.
+"""
+
+import torch
+
+from upscale.randomness import Purpose, Stream
+from upscale.sources.tokens import check_vocabulary, drawn, permutations, token_dtype
+
+VARIANTS = ("paper", "code")
+_LARGEST_COUNT = 19
+
+
+class PointwiseSource:
+    """Independent tokens, a distribution a row; reads neither conditions nor seeds."""
+
+    seed_tokens = 0
+
+    def __init__(self, *, vocabulary: int, variant: str = "paper") -> None:
+        check_vocabulary(vocabulary)
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r}; allowed: {', '.join(VARIANTS)}")
+        self.vocabulary, self.variant = vocabulary, variant
+
+    def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """(L, rows, length) of the shape of `conditions`."""
+        _, rows, length = conditions.shape
+        shares = self._dirichlet(stream, rows) if self.variant == "paper" else self._few(stream, rows)
+        tokens = drawn(shares, stream.uniform(Purpose.TOKEN, rows, length))
+        return tokens.to(token_dtype(self.vocabulary))
+
+    def _dirichlet(self, stream: Stream, rows: int) -> torch.Tensor:
+        return stream.normal(Purpose.DIRICHLET, rows, self.vocabulary).to(torch.float64).square_().clamp_(min=2.0**-32)
+
+    def _few(self, stream: Stream, rows: int) -> torch.Tensor:
+        most = min(_LARGEST_COUNT, self.vocabulary)
+        entries = permutations(stream, Purpose.DIRICHLET_ENTRIES, rows, self.vocabulary)[..., :most]
+        count = stream.integers(Purpose.DIRICHLET_COUNT, most + 1, rows, 1).clamp_(min=1)
+        exponential = -(1 - stream.uniform(Purpose.DIRICHLET, rows, most).to(torch.float64)).log()
+        # The least weight keeps the only entry's draw possible where its exponential is 0.
+        exponential.clamp_(min=2.0**-32).mul_(torch.arange(most, device=stream.device) < count)
+        return exponential.new_zeros(*entries.shape[:2], self.vocabulary).scatter_(-1, entries, exponential)
