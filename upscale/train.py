@@ -23,7 +23,7 @@ import time
 
 import torch
 
-from upscale import command, config_files, engines, lanes, planning, run_directory, schedule
+from upscale import command, config_files, engines, flight_recorder, lanes, planning, run_directory, schedule
 from upscale.config import Config
 from upscale.distributed import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
@@ -56,7 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
     stop = StopRequest()
-    world = World.join(timeout_seconds=config.engine.timeout_seconds)
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
+    os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
+    world = World.join(timeout_seconds=timeout_seconds)
     trainer = Trainer(config, world, datasets, stop)
     try:
         with trainer.watchdog:
@@ -89,6 +92,8 @@ class Trainer:
     def __init__(self, config: Config, world: World, datasets: list, stop: StopRequest):
         self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
         self.directory, notes = run_directory.open_directory(config, world)
+        if world.device.type == "cuda":
+            (self.directory / flight_recorder.FOLDER).mkdir(exist_ok=True)
         model = parametrization.build(config)
         self.compiled = config.model.compile
         if self.compiled == "auto":
@@ -119,7 +124,10 @@ class Trainer:
             if silent
             else "all ranks still answer, but none goes on"
         )
-        return f"rank {self.world.rank}: {ranks}; the last step here was {self.counters.step}"
+        message = f"rank {self.world.rank}: {ranks}; the last step here was {self.counters.step}"
+        if self.world.device.type == "cuda" and (path := flight_recorder.dump(self.directory, self.world.rank)):
+            message += f"; its last collectives are in {path}, for `torchfrtrace`"
+        return message
 
     def introduction(self) -> str:
         config, world, model = self.config, self.world, self.config.model

@@ -59,7 +59,16 @@ class Soak:
             (folder / name).mkdir(parents=True)
 
     def run(self, say: Callable[[str], None] = print) -> dict:
-        """The summary; raises AssertionError where something did not end as it must."""
+        """The summary; raises AssertionError where something did not end as it must, and then ends it."""
+        try:
+            return self.live_through_faults(say)
+        except BaseException:
+            for pid in self.ranks():
+                os.kill(pid, signal.SIGKILL)
+            self.process.kill()
+            raise
+
+    def live_through_faults(self, say: Callable[[str], None]) -> dict:
         begin = time.monotonic()
         self.start()
         while len(self.happened) < self.faults - 1 and time.monotonic() < self.deadline:
@@ -171,6 +180,8 @@ class Soak:
 
     def ranks(self) -> list[int]:
         """Process ids of the ranks that run now."""
+        if self.process.poll() is not None:
+            return []
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in text.split() if b"rank.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
