@@ -108,6 +108,12 @@ def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
         (["engine.zero_stage=4"], "engine.zero_stage: input should be 0, 1, 2 or 3, given 4"),
         (["run.name=../x"], "run.name: string should match pattern"),
         (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: input should be a finite number"),
+        (["optimizer.spike={windw: 3}"], "optimizer.spike.windw: unknown key; did you mean window?"),
+        (["optimizer.spike.factor=0.5"], "optimizer.spike.factor: input should be greater than 1, given 0.5"),
+        (
+            ["optimizer.spike.action=rollback", "checkpoint.every=0", "checkpoint.milestones=0"],
+            "optimizer.spike.action: rollback needs checkpoints during the run",
+        ),
         (["model.width"], "must be section.key=value"),
         (["model.width=[1"], "the value is not valid YAML"),
     ],

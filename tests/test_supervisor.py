@@ -49,15 +49,22 @@ def uninterrupted(tmp_path_factory) -> list[float]:
     return losses(directory)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hanging"])
-def test_a_lost_rank_costs_a_restart_and_nothing_else(uninterrupted, tmp_path, number):
-    """Against the losses of a run without faults on one rank; the message names the rank, and no process stays."""
+@pytest.mark.parametrize(
+    ("number", "rank"),
+    [(signal.SIGKILL, 1), (signal.SIGSTOP, 0), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow)],
+    ids=["killed", "first-hanging", "hanging"],
+)
+def test_a_lost_rank_costs_a_restart_and_nothing_else(uninterrupted, tmp_path, number, rank):
+    """Against the losses of a run without faults on one rank; the message names the rank, and no process stays.
+
+    The first rank keeps the store that the others ask who is left.
+    """
     process = supervised(tmp_path)
     wait_for(lambda: manifest.steps(tmp_path / "checkpoints") and len(metrics(tmp_path)) >= 8, process)
-    os.kill(children(process)[1], number)
+    os.kill(children(process)[rank], number)
     code, output = finish(process)
     assert code == 0, output
-    assert "restart 1" in output and "rank 1" in output and "resumed from" in output, output
+    assert "restart 1" in output and f"rank {rank} " in output and "resumed from" in output, output
     assert ("did not answer and was killed" in output) == (number == signal.SIGSTOP), output
     assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 61))
     assert losses(tmp_path) == pytest.approx(uninterrupted, rel=1e-5)

@@ -76,6 +76,17 @@ class MupConfig(Section):
     """False: one learning rate for all parameters, for comparisons only."""
 
 
+class SpikeConfig(Section):
+    window: Count = 100
+    """Losses of applied steps that a step's loss is compared with; before there are so many nothing is a spike."""
+    factor: Annotated[float, Field(gt=1)] = 1.5
+    """A loss above this multiple of their median is a spike."""
+    action: Literal["skip", "rollback"] = "skip"
+    """skip: leave the step's update out; rollback: also undo the steps since the newest checkpoint."""
+    max_rollbacks: Count = 3
+    """Rollbacks with no regular checkpoint between them before the run stops."""
+
+
 class OptimizerConfig(Section):
     learning_rate: Positive = 3e-4
     """Base learning rate at mup.base_width."""
@@ -88,7 +99,9 @@ class OptimizerConfig(Section):
     clip: Positive = 1.0
     """Largest global gradient norm."""
     max_skipped_steps: CountOrZero = 20
-    """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
+    """Steps in a row that may be skipped, for a non-finite loss or gradient or as spikes, before the run stops."""
+    spike: SpikeConfig | None = None
+    """What to do about a loss far above the recent ones; null: nothing."""
 
 
 class BatchConfig(Section):
@@ -250,8 +263,8 @@ def buffer_rows(data: DataConfig) -> int:
 def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, str]]:
     """Impossible combinations as (key, message), among those of the sections that are valid by themselves."""
     found: list[tuple[str, str]] = []
-    model, schedule, data, run, evaluation = (
-        sections.get(name) for name in ("model", "schedule", "data", "run", "evaluation")
+    model, schedule, data, run, evaluation, optimizer, checkpoint = (
+        sections.get(name) for name in ("model", "schedule", "data", "run", "evaluation", "optimizer", "checkpoint")
     )
     if model:
         heads = heads_of(model)
@@ -276,6 +289,10 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
             found.append(("schedule.batch.to", f"{batch.to} is before schedule.batch.from = {batch.from_}"))
         if batch.end < batch.start:
             found.append(("schedule.batch.end", f"{batch.end} is below schedule.batch.start = {batch.start}"))
+    if checkpoint and optimizer and optimizer.spike and optimizer.spike.action == "rollback":
+        message = "rollback needs checkpoints during the run: set checkpoint.every or checkpoint.every_steps"
+        regular = checkpoint.every or checkpoint.every_steps or checkpoint.milestones
+        found.extend([] if regular else [("optimizer.spike.action", message)])
     if data:
         if data.reset.constant + data.reset.noise > 1:
             found.append(

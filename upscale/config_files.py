@@ -169,9 +169,11 @@ def _at(tree: dict, key: str) -> str:
 
 
 def _keys(model: Any) -> dict[str, Any]:
-    if not (isinstance(model, type) and issubclass(model, pydantic.BaseModel)):
+    """Keys and annotations of a section, also of one that may be null; of anything else none."""
+    classes = _classes(model)
+    if len(classes) != 1 or typing.get_origin(model) is list:
         return {}
-    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    return {field.alias or name: field.annotation for name, field in classes[0].model_fields.items()}
 
 
 def _variant(owner: Any, tag: object) -> type[Section] | None:

@@ -94,5 +94,7 @@ def _enter(directory: Path, config: Config) -> list[str]:
             )
         notes = [f"changed since the last start: {key}: {old!r} -> {new!r}" for key, (old, new) in different.items()]
     (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    for unfinished in [*directory.glob(".*.tmp"), *directory.glob("samples/.*.tmp")]:  # of a run that was killed
+        unfinished.unlink()
     config_files.write(config, saved)
     return notes

@@ -27,6 +27,11 @@ class Counters:
     step: int = 0
     instances: int = 0
     skipped_steps: int = 0
+    """Steps whose update is not in the weights: not finite, or spikes, or rolled back."""
+    recent_losses: list[float] = field(default_factory=list)
+    """What the next loss is compared with: see `upscale.spikes`."""
+    spikes: list[dict] = field(default_factory=list)
+    """One entry for each, oldest first: see `upscale.spikes.Spike`."""
     wandb_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
@@ -89,10 +94,8 @@ class Saver:
         notes: list[str] = []
         found = manifest.newest_valid(self.folder, self.world, notes.append)
         if found:
-            reader = Reader(*found)
-            reader.load(self.engine.fragments(), STATES)
+            reader = self._load_engine(*found)
             content = reader.content
-            self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
             self.lanes.load_state(
                 {
                     "buffers": torch.stack([reader.lane(lane) for lane in self.lanes.lanes]),
@@ -112,6 +115,24 @@ class Saver:
         if self.config.init.from_ is not None:
             notes.append(self._initialize(Path(self.config.init.from_)))
         return Counters(), notes
+
+    def roll_back(self) -> tuple[Counters | None, list[str]]:
+        """Weights, moments and their counters as the newest valid checkpoint has them; lanes stay as they are.
+
+        Returns the counters of that checkpoint, None if there is none, and what the user should be told.
+        """
+        failure = self.wait()
+        notes = [f"an earlier checkpoint could not be written: {failure}"] if failure else []
+        found = manifest.newest_valid(self.folder, self.world, notes.append)
+        if not found:
+            return None, notes
+        return Counters(**self._load_engine(*found).content["counters"]), notes
+
+    def _load_engine(self, path: Path, content: dict) -> Reader:
+        reader = Reader(path, content)
+        reader.load(self.engine.fragments(), STATES)
+        self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
+        return reader
 
     def _initialize(self, run: Path) -> str:
         """Take the weights of another run's checkpoint; moments, lanes and counters start anew."""

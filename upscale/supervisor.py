@@ -20,6 +20,7 @@ from pathlib import Path
 from upscale import command, config_files
 from upscale.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
 
+PROGRAM = Path(__file__).with_name("train.py")
 FINAL_EXIT_CODES = (0, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
 GRACE_SECONDS = 20.0
 SAME_STEP_FAILURES = 3
@@ -83,7 +84,7 @@ class Supervisor:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        program = [sys.executable, str(Path(__file__).with_name("train.py")), *self.training]
+        program = [sys.executable, str(PROGRAM), *self.training]
         shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         try:
             for rank in range(count):
@@ -132,9 +133,11 @@ class Supervisor:
 
     def available_ranks(self) -> int:
         """As many ranks as asked for, but one per GPU that still answers where there are GPUs."""
-        counting = "import torch; print(torch.cuda.device_count())"
-        answer = subprocess.run([sys.executable, "-c", counting], capture_output=True, text=True, timeout=300)
-        gpus = int(answer.stdout.strip() or 0) if answer.returncode == 0 else 0
+        gpus = 0
+        if os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # empty: none may be used, which needs no asking
+            counting = "import torch; print(torch.cuda.device_count())"
+            answer = subprocess.run([sys.executable, "-c", counting], capture_output=True, text=True, timeout=300)
+            gpus = int(answer.stdout.strip() or 0) if answer.returncode == 0 else 0
         wanted = self.wanted_ranks or gpus or CPU_RANKS
         return min(wanted, gpus) if gpus else wanted
 

@@ -23,7 +23,7 @@ import time
 
 import torch
 
-from upscale import command, config_files, engines, lanes, planning, run_directory, schedule
+from upscale import command, config_files, engines, flight_recorder, lanes, planning, run_directory, schedule
 from upscale.config import Config
 from upscale.distributed import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
@@ -34,6 +34,7 @@ from upscale.model.transformer import row_losses
 from upscale.randomness import Purpose, Stream
 from upscale.saving import Saver
 from upscale.sources.sample import printable
+from upscale.spikes import SpikeGuard
 from upscale.timing import Stopwatch, peak_memory_gib
 from upscale.tracking import Tracker
 from upscale.watchdog import Watchdog
@@ -55,7 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
     stop = StopRequest()
-    world = World.join(timeout_seconds=config.engine.timeout_seconds)
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
+    os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
+    world = World.join(timeout_seconds=timeout_seconds)
     trainer = Trainer(config, world, datasets, stop)
     try:
         with trainer.watchdog:
@@ -88,6 +92,8 @@ class Trainer:
     def __init__(self, config: Config, world: World, datasets: list, stop: StopRequest):
         self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
         self.directory, notes = run_directory.open_directory(config, world)
+        if world.device.type == "cuda":
+            (self.directory / flight_recorder.FOLDER).mkdir(exist_ok=True)
         model = parametrization.build(config)
         self.compiled = config.model.compile
         if self.compiled == "auto":
@@ -104,6 +110,7 @@ class Trainer:
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
         self.counters, more_notes = self.saver.resume()
         self.skipped_in_a_row = 0
+        self.spike_guard = SpikeGuard(config.optimizer.spike, world, self.saver)
         self.tracker = Tracker(config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id)
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
@@ -117,7 +124,10 @@ class Trainer:
             if silent
             else "all ranks still answer, but none goes on"
         )
-        return f"rank {self.world.rank}: {ranks}; the last step here was {self.counters.step}"
+        message = f"rank {self.world.rank}: {ranks}; the last step here was {self.counters.step}"
+        if self.world.device.type == "cuda" and (path := flight_recorder.dump(self.directory, self.world.rank)):
+            message += f"; its last collectives are in {path}, for `torchfrtrace`"
+        return message
 
     def introduction(self) -> str:
         config, world, model = self.config, self.world, self.config.model
@@ -153,6 +163,7 @@ class Trainer:
             )
             self.counters.step, self.counters.instances = self.counters.step + 1, seen + batch
             self.count_skipped(report)
+            rolled_back = self.settle_spike(report)
 
             stopping, finished = self.world.any(self.stop.signal is not None), self.finished()
             if self.counters.step % self.config.tracking.log_every == 0 or finished:
@@ -166,7 +177,7 @@ class Trainer:
             ):
                 self.evaluate()
                 self.tracker.samples(self.counters.step, printable(rows[: self.config.tracking.samples]))
-            if stopping or finished or self.saver.due(seen, self.counters):
+            if stopping or finished or rolled_back or self.saver.due(seen, self.counters):
                 self.save(seen)
             if stopping:
                 return self.close(f"stopped by {self.stop.signal or 'a signal to another rank'}", STOPPED_EXIT_CODE)
@@ -197,8 +208,11 @@ class Trainer:
             self.seed_dropout(index)
             logits = self.engine.logits(rows[part, :-1], active, row_keys=None if keys is None else keys[part])
             share = (row_losses(logits, rows[part, 1:]) * weights[part]).sum()
-            self.engine.backward(share, last=index == passes - 1)
             loss += share.detach()
+            last = index == passes - 1
+            if last and self.spike_guard.judge(loss, self.counters.recent_losses):
+                share = share * math.nan  # so that every engine skips the step as one that is not finite
+            self.engine.backward(share, last)
         return loss
 
     def seed_dropout(self, index: int) -> None:
@@ -221,13 +235,22 @@ class Trainer:
             return
         self.skipped_in_a_row += 1
         self.counters.skipped_steps += 1
-        self.tracker.note(f"step {self.counters.step}: loss or gradient is not finite, step skipped on every rank")
+        reason = self.spike_guard.reason() or "loss or gradient is not finite"
+        self.tracker.note(f"step {self.counters.step}: {reason}, step skipped on every rank")
         if self.skipped_in_a_row > self.config.optimizer.max_skipped_steps:
             raise RunError(
-                f"{self.skipped_in_a_row} steps in a row were skipped for a non-finite loss or gradient, more than "
+                f"{self.skipped_in_a_row} steps in a row were skipped, the last because its {reason}; more than "
                 f"optimizer.max_skipped_steps = {self.config.optimizer.max_skipped_steps}. Lower "
                 "optimizer.learning_rate or set engine.precision=fp32, and start again from the newest checkpoint."
             )
+
+    def settle_spike(self, report: engines.StepReport) -> bool:
+        """Whether the weights were rolled back, so that a checkpoint must make it last."""
+        self.watchdog.beat()
+        rolled_back, notes = self.spike_guard.settle(report.applied, self.counters)
+        for note in notes:
+            self.tracker.note(note)
+        return rolled_back
 
     def log(self, bits: float, report: engines.StepReport, batch: int, active: int) -> None:
         """One object of metrics.jsonl: the last step's loss, and the mean speed since the last logged step."""
@@ -255,6 +278,7 @@ class Trainer:
             "peak_memory_gib": self.world.maximum(peak_memory_gib(self.world.device)),
             "world_size": self.world.size,
             "skipped_steps": self.counters.skipped_steps,
+            "spikes": len(self.counters.spikes),
         }
         self.seconds, self.steps = 0.0, 0
         self.tracker.metrics(record, max(0, self.config.schedule.instances - seen) / batch * step_seconds)
