@@ -1,0 +1,135 @@
+"""A file's content behind gzip, bzip2, xz, zstd or nothing, told apart by its first bytes, read as a stream."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import shutil
+import subprocess
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from upscale.errors import UserError
+
+BUFFER_BYTES = 1 << 20
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, RuntimeError)
+"""What the readers of packed files raise when those are damaged, truncated or encrypted."""
+
+Progress = Callable[[int], None]
+"""Is told of bytes read."""
+
+
+def cannot_read(path: str | Path, error: OSError) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path} does not exist")
+    return UserError(f"{path} cannot be read: {error.strerror or error}")
+
+
+class Guarded(io.RawIOBase):
+    """A stream whose damage is the user's to repair: what goes wrong in reading is a UserError that names the file."""
+
+    def __init__(self, inner, path: str, packing: str | None) -> None:
+        self.inner, self.path, self.packing = inner, path, packing
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        try:
+            content = self.inner.read(len(buffer))
+        except UNREADABLE as error:
+            raise damaged(self.path, error) from None
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self.inner.close()
+        super().close()
+
+
+def damaged(path: str | Path, error: BaseException) -> UserError:
+    return UserError(f"{path} is damaged or truncated ({error}): download or copy it again")
+
+
+class Counted(io.RawIOBase):
+    """A file that tells how far it was read."""
+
+    def __init__(self, file: BinaryIO, progress: Progress) -> None:
+        self.file, self.progress = file, progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self.file.readinto(buffer)
+        self.progress(count)
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
+    """A file's content behind gzip, bzip2, xz, zstd or nothing."""
+    counted = Counted(io.FileIO(path), progress)
+    raw = io.BufferedReader(counted, BUFFER_BYTES)
+    head = raw.peek(6)
+    if head.startswith(b"\x1f\x8b"):
+        inner, packing = gzip.GzipFile(fileobj=raw), "gzip"
+    elif head.startswith(b"BZh"):
+        inner, packing = bz2.BZ2File(raw), "bzip2"
+    elif head.startswith(b"\xfd7zXZ\x00"):
+        inner, packing = lzma.LZMAFile(raw), "xz"  # noqa: SIM115 (closed by the reader around it)
+    elif head.startswith(ZSTD_MAGIC):
+        raw.close()
+        inner, packing = _zstd(path, progress), "zstd"
+    else:
+        inner, packing = raw, None
+    return io.BufferedReader(Guarded(inner, str(path), packing), BUFFER_BYTES)
+
+
+def _zstd(path: Path, progress: Progress):
+    """Python's own zstd from 3.14 on, before that the `zstd` program."""
+    try:
+        from compression.zstd import ZstdFile
+    except ImportError:
+        return _ZstdProgram(path, progress)
+    return ZstdFile(io.BufferedReader(Counted(io.FileIO(path), progress), BUFFER_BYTES))
+
+
+class _ZstdProgram:
+    """`zstd --decompress` as something to read from; its failure is an error at the end of what it wrote."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        if shutil.which("zstd") is None:
+            raise UserError(
+                f"{path} is packed with zstd, which needs Python 3.14 or the program `zstd` (its package has that "
+                "name). Install it, or unpack the file elsewhere."
+            )
+        self.size, self.progress = path.stat().st_size, progress
+        command = ["zstd", "--decompress", "--stdout", "--quiet", "--memory=2048MB", "--", str(path)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def read(self, size: int) -> bytes:
+        content = self.process.stdout.read(size)
+        if not content:
+            said = self.process.stderr.read().decode(errors="replace").strip()
+            if self.process.wait() != 0:
+                raise OSError(said)
+            self.progress(self.size)
+            self.size = 0
+        return content
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
