@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from upscale import command
 from upscale.corpora import download, index, inputs, parallel, spooling
 from upscale.corpora.catalogue import CORPORA, Known
 from upscale.corpora.progress import Progress
+from upscale.corpora.unpacking import cannot_read
 from upscale.corpora.writing import Spool, write_corpus
 from upscale.errors import UserError
 
@@ -49,17 +51,17 @@ def prepare(request: Request) -> index.Index:
 
     What an earlier, killed call left is used (a download) or made again.
     """
-    if (request.to / index.INDEX).exists():
-        return _already_there(request)
-    if request.to.is_dir() and any(request.to.iterdir()) and not (request.to / index.WORK).is_dir():
-        raise UserError(f"{request.to} is not empty; allowed: a new or empty folder for --to")
     try:
+        if (request.to / index.INDEX).exists():
+            return _already_there(request)
+        if request.to.is_dir() and any(request.to.iterdir()) and not (request.to / index.WORK).is_dir():
+            raise UserError(f"{request.to} is not empty; allowed: a new or empty folder for --to")
         with _working_folder(request.to) as work:
             return _prepare(request, work)
     except OSError as error:
         raise UserError(
-            f"cannot write the corpus to {request.to}: {error.strerror or error}. It needs room for twice its text; "
-            "free some, or choose another --to."
+            f"cannot write the corpus to {request.to}: {error.strerror or error}. It needs the right to write there "
+            "and room for twice its text; choose another --to."
         ) from None
 
 
@@ -89,8 +91,9 @@ def _working_folder(to: Path) -> Iterator[Path]:
 def _remove_attempt(to: Path) -> None:
     """Deletes what an unfinished attempt wrote, but for downloads."""
     (to / index.WORK / "spool").unlink(missing_ok=True)
-    for split in index.SPLITS:
-        for path in [*to.glob(f"{split}-*.tar"), *to.glob(f".{split}-*.tar.tmp")]:
+    of_splits = [form for split in index.SPLITS for form in (f"{split}-*.tar", f".{split}-*.tar.tmp")]
+    for form in [*of_splits, f".{index.INDEX}.*.tmp"]:
+        for path in to.glob(form):
             path.unlink()
 
 
@@ -113,6 +116,7 @@ def _already_there(request: Request) -> index.Index:
     shards = [shard for shards in found.splits.values() for shard in shards]
     if problems := index.problems(request.to, shards, hashes=True):
         raise UserError(f"{'; '.join(problems)}. Delete {request.to} and prepare it again.")
+    shutil.rmtree(request.to / index.WORK, ignore_errors=True)  # of a call that was killed right at its end
     return found
 
 
@@ -167,16 +171,17 @@ def _fetched(request: Request, address: str, work: Path) -> Path:
 def _given(request: Request) -> Path:
     """The user's file or folder; of a folder that should hold one text, that text."""
     path = Path(request.source)
-    if not path.exists():
-        raise UserError(
-            f"--from {path} does not exist. It may be {CORPORA[request.corpus].also}, or an http(s) address."
-        )
-    if path.is_dir() and request.corpus != "linux":
-        files = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
-        if len(files) != 1:
-            raise UserError(f"--from {path} is a folder with {len(files)} files; pass the one that is the text")
-        return files[0]
-    if not path.is_dir() and not path.is_file():
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode) and request.corpus != "linux":
+            files = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
+            if len(files) != 1:
+                raise UserError(f"--from {path} is a folder with {len(files)} files; pass the one that is the text")
+            return files[0]
+    except OSError as error:
+        allowed = f"It may be {CORPORA[request.corpus].also}, or an http(s) address."
+        raise UserError(f"--from {cannot_read(path, error)}. {allowed}") from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise UserError(f"--from {path} is neither a file nor a folder")
     return path
 
@@ -187,7 +192,7 @@ def _described(path: Path) -> dict:
     try:
         return {"bytes": path.stat().st_size, "sha256": index.file_sha256(path)}
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise cannot_read(path, error) from None
 
 
 def _check(path: Path, known: Known, digest: str) -> None:

@@ -22,11 +22,11 @@ STRETCH_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20
 BOOK_BYTES = 64 << 20
 
-BOOK_START = re.compile(rb"^\*{3} ?START OF (THE|THIS) PROJECT GUTENBERG EBOOK[^\r\n]*$\s*", re.MULTILINE)
+BOOK_START = re.compile(rb"^\*{3} ?START OF (THE|THIS) PROJECT GUTENBERG EBOOK[^\r\n]*\s*", re.MULTILINE)
 BOOK_END = re.compile(
     rb"\s*^(\*{3} ?END OF (THE|THIS) PROJECT GUTENBERG EBOOK|End of (the )?Project Gutenberg)", re.MULTILINE
 )
-CREDITS = re.compile(rb"(Produced by|E-text prepared by)(.+\r?\n)+\s*")
+CREDITS = re.compile(rb"(Produced by|E-text prepared by)([^\r\n]+\r?\n)+\s*")
 
 
 def collapse(content: bytes) -> bytes:
