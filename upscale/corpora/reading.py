@@ -9,6 +9,7 @@ once, in order, to check the hashes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,11 @@ class Split:
     """
 
     def __init__(self, folder: Path, description: index.Index, name: str) -> None:
-        self.folder, self.name = folder, name
-        self._shards = description.splits[name]
+        self.folder, self.name, self.description = folder, name, description
         self._bytes = description.split_bytes(name)
         self._piece_bytes = description.piece_bytes
         self._shard_bytes = description.piece_bytes * description.shard_pieces
         self._stride = index.BLOCK * (1 + -(-description.piece_bytes // index.BLOCK))
-        self._maps: list[np.ndarray | None] = [None] * len(self._shards)
 
     def __len__(self) -> int:
         return self._bytes
@@ -41,12 +40,23 @@ class Split:
         """Copies the bytes from `start` on into a (bytes,) uint8 array; start + bytes is at most the split's length."""
         done, length = 0, len(into)
         while done < length:
-            shard, inside = divmod(start + done, self._shard_bytes)
-            piece, offset = divmod(inside, self._piece_bytes)
-            stop = min(length, done + self._piece_bytes - offset)
-            place = piece * self._stride + index.BLOCK + offset
-            into[done:stop] = self._map(shard)[place : place + stop - done]
+            shard, place, left = self._place(start + done)
+            stop = min(length, done + left)
+            into[done:stop] = self._maps[shard][place : place + stop - done]
             done = stop
+
+    def read_each(self, starts: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> None:
+        """Copies the bytes from each of `starts` (m,) int64 on into rows[number] of (n, length) uint8 rows.
+
+        The places are computed at once, and nearly all rows lie in one piece, so that a row costs one slice.
+        """
+        maps, length = self._maps, rows.shape[1]
+        columns = (numbers, starts, *self._place(starts))
+        for row, start, shard, place, left in zip(*(column.tolist() for column in columns), strict=True):
+            if left >= length:
+                rows[row] = maps[shard][place : place + length]
+            else:
+                self.read(start, rows[row])
 
     def text(self) -> np.ndarray:
         """The whole split, (bytes,) uint8, copied."""
@@ -54,14 +64,20 @@ class Split:
         self.read(0, content)
         return content
 
-    def _map(self, shard: int) -> np.ndarray:
-        found = self._maps[shard]
-        if found is None:
-            # A plain view: slices of np.memmap itself take three times as long.
-            found = self._maps[shard] = np.memmap(self.folder / self._shards[shard].file, np.uint8, "r").view(
-                np.ndarray
-            )
-        return found
+    def _place(self, start):
+        """The shard of a byte, its place in that file, and the bytes from there to the end of its piece.
+
+        For an int or, elementwise, an int64 array.
+        """
+        shard, inside = start // self._shard_bytes, start % self._shard_bytes
+        piece, offset = inside // self._piece_bytes, inside % self._piece_bytes
+        return shard, piece * self._stride + index.BLOCK + offset, self._piece_bytes - offset
+
+    @cached_property
+    def _maps(self) -> list[np.ndarray]:
+        # Plain views: slices of np.memmap itself take three times as long.
+        files = (self.folder / shard.file for shard in self.description.splits[self.name])
+        return [np.memmap(file, np.uint8, "r").view(np.ndarray) for file in files]
 
 
 class Corpus:
@@ -157,8 +173,9 @@ class Windows:
 
     def rows(self, instances: torch.Tensor) -> torch.Tensor:
         """The windows of these instances, (n, context + 1) uint8 on the CPU, for instances (n,) int64, each >= 0."""
-        corpora, starts = self.places(instances)
+        corpora, starts = (each.numpy() for each in self.places(instances))
         rows = torch.empty(len(instances), self._length, dtype=torch.uint8)
-        for row, corpus, start in zip(rows.numpy(), corpora.tolist(), starts.tolist(), strict=True):
-            self._splits[corpus].read(start, row)
+        for number, split in enumerate(self._splits):
+            mine = np.flatnonzero(corpora == number)
+            split.read_each(starts[mine], rows.numpy(), mine)
         return rows
