@@ -37,6 +37,8 @@ KERNEL = {
     "linux-6.1/a-b/Z.h": b"upper case comes first\n",
     "linux-6.1/drivers/größe.c": source(300, 1),
     "linux-6.1/drivers/_x.c": source(3000, 2),
+    "linux-6.1/.git/config.c": b"not a source",
+    "linux-6.1/drivers/.git": b"gitdir: elsewhere",
     "linux-6.1/drivers/logo.ppm": bytes(range(256)),
 }
 """Sorted by folders, `a` comes before `a-b` and `a.c`; sorted as plain strings it would not."""

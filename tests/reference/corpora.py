@@ -6,7 +6,8 @@ import re
 
 
 def linux(files: dict[str, bytes], *, collapsed: bool = True, every: bool = False, take: int | None = None) -> bytes:
-    """The C files joined in sorted order, then the runs of whitespace of the whole, then its head."""
+    """The C files joined in sorted order, git's own left out; then the whitespace of the whole; then its head."""
+    files = {name: content for name, content in files.items() if ".git" not in name.split("/")}
     names = sorted((name for name in files if every or name.endswith((".c", ".h"))), key=lambda name: name.split("/"))
     joined = b"".join(files[name] for name in names)
     if collapsed:

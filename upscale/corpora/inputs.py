@@ -30,6 +30,7 @@ from upscale.errors import UserError
 TAR_END = bytes(1024)
 TAR_MAGIC, TAR_MAGIC_PLACE = b"ustar", 257
 ZIP_BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")
+VERSION_CONTROL = b".git"
 HTML_BEGINNINGS = (b"<!doctype html", b"<html")
 
 Wanted = Callable[[bytes], bool]
@@ -51,15 +52,19 @@ def entries(path: Path, progress: Progress, wanted: Wanted = lambda name: True) 
     Symbolic links and version control's own files are left out. Raises UserError when something is damaged, truncated,
     empty, not to be read, a web page, or an archive with paths or links that lead out of it.
     """
+
+    def kept(name: bytes) -> bool:
+        return wanted(name) and VERSION_CONTROL not in name.split(b"/")
+
     if path.is_dir():
-        yield from _walk(os.fsencode(path), b"", progress, wanted)
+        yield from _walk(os.fsencode(path), b"", progress, kept)
         return
     with _open(path, progress) as stream:
         kind = _kind(stream)
         if kind == "zip":
-            yield from _zip_entries(path, progress, wanted)
+            yield from _zip_entries(path, progress, kept)
         elif kind == "tar":
-            yield from _tar_entries(path, stream, wanted)
+            yield from _tar_entries(path, stream, kept)
         else:
             yield Entry(os.fsencode(path.name), _checked_text(path, stream))
 
@@ -124,7 +129,7 @@ def _walk(root: bytes, inside: bytes, progress: Progress, wanted: Wanted) -> Ite
         for child in children:
             name = posixpath.join(inside, child.name)
             if child.is_dir(follow_symlinks=False):
-                if child.name != b".git":
+                if child.name != VERSION_CONTROL:
                     yield from _walk(root, name, progress, wanted)
             elif child.is_file(follow_symlinks=False) and wanted(name):
                 content = Guarded(Counted(io.FileIO(child.path), progress), os.fsdecode(child.path), None)
@@ -147,7 +152,7 @@ def _tar_entries(path: Path, stream: io.BufferedReader, wanted: Wanted) -> Itera
                     link = _safe_link(path, name, member.linkname, member.issym())
                     if member.islnk() and wanted(name):
                         yield Entry(name, None, link)
-                elif member.isreg() and wanted(name) and b".git" not in name.split(b"/"):
+                elif member.isreg() and wanted(name):
                     content = Guarded(tar.extractfile(member), str(path), "tar")
                     yield Entry(name, io.BufferedReader(content))
     except tarfile.TarError as error:

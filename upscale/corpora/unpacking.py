@@ -90,46 +90,39 @@ def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
         inner, packing = lzma.LZMAFile(raw), "xz"  # noqa: SIM115 (closed by the reader around it)
     elif head.startswith(ZSTD_MAGIC):
         raw.close()
-        inner, packing = _zstd(path, progress), "zstd"
+        inner, packing = _ZstdProgram(path, progress), "zstd"
     else:
         inner, packing = raw, None
     return io.BufferedReader(Guarded(inner, str(path), packing), BUFFER_BYTES)
 
 
-def _zstd(path: Path, progress: Progress):
-    """Python's own zstd from 3.14 on, before that the `zstd` program."""
-    try:
-        from compression.zstd import ZstdFile
-    except ImportError:
-        return _ZstdProgram(path, progress)
-    return ZstdFile(io.BufferedReader(Counted(io.FileIO(path), progress), BUFFER_BYTES))
-
-
 class _ZstdProgram:
-    """`zstd --decompress` as something to read from; its failure is an error at the end of what it wrote."""
+    """`zstd --decompress` as something to read from; its failure is an OSError at the end of what it wrote.
+
+    A program that every distribution has, instead of a dependency: Python reads zstd itself only from 3.14 on.
+    """
 
     def __init__(self, path: Path, progress: Progress) -> None:
         if shutil.which("zstd") is None:
             raise UserError(
-                f"{path} is packed with zstd, which needs Python 3.14 or the program `zstd` (its package has that "
-                "name). Install it, or unpack the file elsewhere."
+                f"{path} is packed with zstd, and the program `zstd` is not installed: install it (its package has "
+                "that name), or unpack the file elsewhere"
             )
-        self.size, self.progress = path.stat().st_size, progress
-        command = ["zstd", "--decompress", "--stdout", "--quiet", "--memory=2048MB", "--", str(path)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.file, self.progress, self.told = io.FileIO(path), progress, 0
+        command = ["zstd", "--decompress", "--stdout", "--quiet", "--memory=2048MB"]
+        self.process = subprocess.Popen(command, stdin=self.file, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def read(self, size: int) -> bytes:
         content = self.process.stdout.read(size)
-        if not content:
-            said = self.process.stderr.read().decode(errors="replace").strip()
-            if self.process.wait() != 0:
-                raise OSError(said)
-            self.progress(self.size)
-            self.size = 0
+        done = self.file.tell()  # one place in the file is shared with the program
+        self.progress(done - self.told)
+        self.told = done
+        if not content and self.process.wait() != 0:
+            raise OSError(self.process.stderr.read().decode(errors="replace").strip())
         return content
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdout.close()
-        self.process.stderr.close()
+        for stream in (self.process.stdout, self.process.stderr, self.file):
+            stream.close()
