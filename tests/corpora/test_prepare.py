@@ -247,6 +247,10 @@ def test_the_command_says_what_it_made(tmp_path, capsys):
         prepare.main([*arguments, "--whitespace", "kept"])
     with pytest.raises(UserError, match="--processes 0: allowed: 1 or more"):
         prepare.main([*arguments, "--processes", "0"])
+    for number in ("some", "0", "1.5", "inf", "nan"):
+        with pytest.raises(SystemExit):
+            prepare.main([*arguments, "--bytes", number])
+        assert f"{number!r} is not a whole number of bytes" in capsys.readouterr().err
     os.truncate(tmp_path / "wp" / "test-00000.tar", 100)
     with pytest.raises(UserError, match="test-00000.tar has 100 bytes.*prepare it again"):
         prepare.main(arguments)

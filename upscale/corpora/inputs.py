@@ -142,9 +142,9 @@ def _walk(root: bytes, inside: bytes, progress: Progress, wanted: Wanted) -> Ite
 def _tar_entries(path: Path, stream: io.BufferedReader, wanted: Wanted) -> Iterator[Entry]:
     if stream.raw.packing is None:
         _check_tar_end(path)
-    options = {"bufsize": BUFFER_BYTES, "encoding": "utf-8", "errors": "surrogateescape"}
     try:
-        with tarfile.open(fileobj=stream, mode="r|", **options) as tar:
+        # tarfile's own buffer stays small: it copies the rest of it at every header. Ours is below it.
+        with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # else every header is kept, 100 MB of them for a kernel
                 name = _safe(path, member.name)

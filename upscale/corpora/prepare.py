@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -77,6 +78,8 @@ def _working_folder(to: Path) -> Iterator[Path]:
             raise UserError(
                 f"another `upscale prepare` is writing to {to}: wait for it, or choose another --to"
             ) from None
+        if (to / index.INDEX).exists():  # between our first look and the lock
+            raise UserError(f"another `upscale prepare` has just completed {to}: run this one again to check it")
         _remove_attempt(to)
         try:
             yield work
@@ -302,9 +305,12 @@ def main(arguments: list[str]) -> int:
 def _bytes(text: str) -> int | str:
     if text == "all":
         return text
-    number = float(text)
-    if number != int(number) or number < 1:
-        raise ValueError
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < 1 << 63 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of bytes, such as 25e6, or `all`")
     return int(number)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
+import queue
 import shutil
 import subprocess
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from typing import BinaryIO
 from upscale.errors import UserError
 
 BUFFER_BYTES = 1 << 20
+BLOCKS_AHEAD = 8
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, RuntimeError)
 """What the readers of packed files raise when those are damaged, truncated or encrypted."""
@@ -93,7 +97,48 @@ def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
         inner, packing = _ZstdProgram(path, progress), "zstd"
     else:
         inner, packing = raw, None
+    if packing in ("gzip", "bzip2", "xz"):
+        inner = _Ahead(inner)
     return io.BufferedReader(Guarded(inner, str(path), packing), BUFFER_BYTES)
+
+
+class _Ahead:
+    """Unpacks a few blocks ahead on a thread: zlib, bz2 and lzma work outside Python's lock, so a core more is used."""
+
+    def __init__(self, inner) -> None:
+        self.inner, self.left, self.ended = inner, b"", None
+        self.blocks: queue.Queue = queue.Queue(BLOCKS_AHEAD)
+        self.closing = False
+        self.thread = threading.Thread(target=self._fill, daemon=True)
+        self.thread.start()
+
+    def _fill(self) -> None:
+        block = None
+        while not self.closing and not isinstance(block, BaseException) and block != b"":
+            try:
+                block = self.inner.read(BUFFER_BYTES)
+            except BaseException as error:
+                block = error
+            self.blocks.put(block)
+
+    def read(self, size: int) -> bytes:
+        if not self.left and self.ended is None:
+            block = self.blocks.get()
+            if block and not isinstance(block, BaseException):
+                self.left = block
+            else:
+                self.ended = block
+        if isinstance(self.ended, BaseException):
+            raise self.ended
+        content, self.left = self.left[:size], self.left[size:]
+        return content
+
+    def close(self) -> None:
+        self.closing = True
+        while self.thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self.blocks.get(timeout=0.01)
+        self.inner.close()
 
 
 class _ZstdProgram:
