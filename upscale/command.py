@@ -9,9 +9,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from upscale.distributed import World
 from upscale.errors import (
     INTERRUPTED_EXIT_CODE,
     RUN_ERROR_EXIT_CODE,
@@ -20,6 +19,9 @@ from upscale.errors import (
     RunError,
     UserError,
 )
+
+if TYPE_CHECKING:  # commands that need no torch start without it
+    from upscale.distributed import World
 
 # How long the other ranks leave rank 0 to say a mistake they all share. Launchers end every rank as soon as one has
 # failed, so a rank that left at once could take rank 0 away before its message.

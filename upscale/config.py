@@ -178,7 +178,7 @@ class EvaluationConfig(Section):
     slices: Count = 4_000
     """Slices per task, each predicting its last character."""
     data_dir: str | None = None
-    """Folder with full texts instead of the shipped excerpts."""
+    """Folder with full texts, or with corpora that `upscale prepare` wrote, instead of the shipped excerpts."""
 
 
 class CheckpointConfig(Section):

@@ -15,6 +15,7 @@ from upscale.errors import UserError
 def evaluate(arguments: list[str]) -> int:
     from upscale.evaluation import standalone, suite
     from upscale.evaluation.table import table
+    from upscale.evaluation.texts import HELD_OUT_SPLITS
 
     parser = command.parser("evaluate", "Measure a run's checkpoint on tasks and texts, beside baselines and optimum.")
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that training wrote")
@@ -25,12 +26,21 @@ def evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--slices", type=int, metavar="N", help="slices per task; default: evaluation.slices of the run"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder with full texts; default: that of the run's config")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder with full texts or prepared corpora; default: that of the run's config",
+    )
+    parser.add_argument(
+        "--split", choices=HELD_OUT_SPLITS, default="validation", help="split of prepared corpora; default: validation"
+    )
     options = parser.parse_args(arguments)
     config = run_directory.read_config(options.run)
     names = options.tasks or config.evaluation.tasks
     chosen = suite.datasets(
-        "all" if names == ["all"] else names, data_dir=options.data_dir or config.evaluation.data_dir
+        "all" if names == ["all"] else names,
+        data_dir=options.data_dir or config.evaluation.data_dir,
+        split=options.split,
     )
     world = World.join()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from upscale.evaluation import texts
+from tests.corpora.small import corpus, text
+from upscale.errors import UserError
+from upscale.evaluation import suite, texts
 from upscale.evaluation.dataset import EvaluationError
 
 FOLDER = Path(texts.__file__).parent / "texts"
@@ -85,6 +87,21 @@ def test_texts_without_own_file(tmp_path):
     assert "german.txt" in german.skipped and "evaluation.data_dir" in german.skipped
 
 
+def test_prepared_corpora_give_their_held_out_split(tmp_path):
+    """Against slices of what was prepared: a folder of corpora or one corpus; the other texts keep their excerpt."""
+    content = text(1000)
+    corpus(tmp_path / "german", content, {"train": 500, "validation": 300, "test": 200}, name="german")
+    for data_dir in (tmp_path, tmp_path / "german"):
+        for split, expected in (("validation", content[500:800]), ("test", content[800:])):
+            wp, german = suite.datasets(["wp", "german"], data_dir=data_dir, split=split)
+            assert (german.split, german.data.tobytes()) == (split, expected)
+            assert wp.split == "excerpt"
+    (tmp_path / "german" / "test-00000.tar").unlink()
+    assert texts.load_text("german", tmp_path).split == "validation"
+    with pytest.raises(UserError, match="test-00000.tar is missing"):
+        texts.load_text("german", tmp_path, "test")
+
+
 def test_mistakes_in_data_dir(tmp_path):
     """Against the contract: no directory, an empty file and two candidates are errors that name the setting."""
     with pytest.raises(EvaluationError, match="evaluation.data_dir is .*nowhere.*not a directory"):
@@ -95,3 +112,6 @@ def test_mistakes_in_data_dir(tmp_path):
     (tmp_path / "wp").write_bytes(b"x")
     with pytest.raises(EvaluationError, match="keep one of them"):
         texts.load_text("wp", tmp_path)
+    (tmp_path / "linux" / "kernel").mkdir(parents=True)
+    with pytest.raises(UserError, match="linux is not a prepared corpus"):
+        texts.load_text("linux", tmp_path)

@@ -29,7 +29,8 @@ class Dataset:
     data: np.ndarray = field(compare=False, repr=False)
     """(characters,), uint8; empty when skipped."""
     split: str | None
-    """`generated` (tasks), `excerpt` (shipped text), `data_dir` (the user's file), None when there is nothing."""
+    """`generated` (tasks), `excerpt` (shipped text), `data_dir` (the user's file), `validation` or `test` (of a
+    prepared corpus), None when there is nothing."""
     optimal_bits_per_character: float | None = None
     """The entropy rate with grammar and state known, where that is known."""
     skipped: str | None = None

@@ -45,15 +45,19 @@ def datasets(
     names: Literal["all"] | Sequence[str] = "all",
     *,
     data_dir: str | Path | None = None,
+    split: str = "validation",
     characters: int = CHARACTERS,
     seed: int = 0,
 ) -> list[Dataset]:
     """Generate the tasks (at least `characters` each, the same for the same seed) and load the texts.
 
+    `split` is the held-out split that is used of prepared corpora in `data_dir`.
+
     Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `load_text` do.
     """
     return [
-        _generate(name, characters, seed) if name in TASKS else load_text(name, data_dir) for name in check_names(names)
+        _generate(name, characters, seed) if name in TASKS else load_text(name, data_dir, split)
+        for name in check_names(names)
     ]
 
 

@@ -1,7 +1,8 @@
 """The paper's real texts: short excerpts that ship with the package, or the user's own fuller files.
 
 One byte is one character. The excerpts are described, with their licences, in texts/README.md. They measure zero-shot
-models; a model fine-tuned on a corpus that contains them needs held-out files in `evaluation.data_dir` instead.
+models; a model fine-tuned on a corpus that contains them needs that corpus's held-out split instead: a folder with
+prepared corpora, or one of them, as `evaluation.data_dir`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from upscale.corpora import index
+from upscale.corpora.reading import Corpus
 from upscale.evaluation.dataset import Dataset, EvaluationError
 
+HELD_OUT_SPLITS = ("validation", "test")
 SUFFIXES = ("", ".txt", ".test")
 
 
@@ -48,15 +52,20 @@ TEXTS: dict[str, Text] = {
 }
 
 
-def load_text(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """The text from `data_dir` if it has a file NAME, NAME.txt or NAME.test, else the shipped excerpt.
+def load_text(name: str, data_dir: str | Path | None = None, split: str = "validation") -> Dataset:
+    """The text from `data_dir`, else the shipped excerpt.
 
-    A text with neither is a skipped dataset that says why. Raises EvaluationError when data_dir is no directory, a file
-    in it is empty, cannot be read or is there under two names, or when a shipped excerpt is damaged.
+    `data_dir` may hold a file NAME, NAME.txt or NAME.test, used whole, or a prepared corpus in a folder NAME, or it may
+    be one itself; of a corpus the given held-out split is used. A text with neither is a skipped dataset that says why.
+
+    Raises UserError when data_dir is no directory, a file in it is empty, cannot be read or is there under two names,
+    a corpus is not complete, or a shipped excerpt is damaged.
     """
     text = TEXTS[name]
-    if data_dir is not None and (file := _find(name, Path(data_dir))) is not None:
-        return Dataset(name, "text", _read(file), split="data_dir")
+    if data_dir is not None and (found := _find(name, Path(data_dir))) is not None:
+        if found.is_dir():
+            return Dataset(name, "text", Corpus.open(found, splits=[split]).splits[split].text(), split=split)
+        return Dataset(name, "text", _read(found), split="data_dir")
     if text.sha256 is not None:
         return Dataset(name, "text", _excerpt(text), split="excerpt")
     names = " or ".join(name + suffix for suffix in SUFFIXES)
@@ -65,9 +74,14 @@ def load_text(name: str, data_dir: str | Path | None = None) -> Dataset:
 
 
 def _find(name: str, directory: Path) -> Path | None:
+    """A text's file or prepared corpus; a folder NAME that is neither empty nor prepared is named by `Corpus.open`."""
     if not directory.is_dir():
         raise EvaluationError(f"evaluation.data_dir is {str(directory)!r}, which is not a directory")
+    if (directory / index.INDEX).is_file():
+        return directory if index.read(directory).corpus == name else None
     found = [file for suffix in SUFFIXES if (file := directory / (name + suffix)).is_file()]
+    if (directory / name).is_dir() and any((directory / name).iterdir()):
+        found.append(directory / name)
     if len(found) > 1:
         raise EvaluationError(f"evaluation.data_dir has {' and '.join(map(str, found))}: keep one of them")
     return found[0] if found else None

@@ -1,0 +1,71 @@
+"""Mapping a function over items on several processes, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from typing import TypeVar
+
+from upscale.errors import RunError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+MOST_PROCESSES = 8
+ITEMS_AHEAD = 2
+"""Items a process may be ahead of the one whose result is read next."""
+
+
+def usable_processes() -> int:
+    """As many as this process may use cores, at most MOST_PROCESSES."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES)
+
+
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+    """`map(function, items)` on so many processes; one is this one. `function` must be importable.
+
+    Raises what the function raises, and RunError when a process was killed. Items are taken only as results are read.
+    """
+    if processes == 1:
+        yield from map(function, items)
+        return
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) >= ITEMS_AHEAD * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise RunError(
+            "a worker process was killed, perhaps for want of memory. Try again with fewer --processes."
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def run(function: Callable[[Item], Result], items: Iterable[Item], processes: int, done: Callable[[Result], None]):
+    """Calls `done` with each result of `ordered_map`, in order."""
+    with closing(ordered_map(function, items, processes)) as results:
+        for result in results:
+            done(result)
+
+
+def _begin_worker() -> None:
+    """Ctrl-C is the parent's to handle; a parent that was killed takes its workers with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,181 @@
+"""Reading prepared corpora: splits as strings of bytes, and random windows of them keyed by (seed, instance).
+
+Shards are mapped into memory as they are (tests/benchmarks/reading.py measures the alternatives). Nothing is written,
+so a corpus may lie on a read-only file system and any number of ranks may read it. What is read stays in the page
+cache, which the ranks of a node share; where the folder is on a slow network file system, opening it reads all of it
+once, in order, to check the hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from upscale.corpora import index
+from upscale.errors import UserError
+from upscale.randomness import Purpose, Stream
+
+
+class Split:
+    """One split of a prepared corpus: `len(split)` bytes, of which any stretch can be read, across pieces and shards.
+
+    Files are mapped at the first read.
+    """
+
+    def __init__(self, folder: Path, description: index.Index, name: str) -> None:
+        self.folder, self.name, self.description = folder, name, description
+        self._bytes = description.split_bytes(name)
+        self._piece_bytes = description.piece_bytes
+        self._shard_bytes = description.piece_bytes * description.shard_pieces
+        self._stride = index.BLOCK * (1 + -(-description.piece_bytes // index.BLOCK))
+
+    def __len__(self) -> int:
+        return self._bytes
+
+    def read(self, start: int, into: np.ndarray) -> None:
+        """Copies the bytes from `start` on into a (bytes,) uint8 array; start + bytes is at most the split's length."""
+        done, length = 0, len(into)
+        while done < length:
+            shard, place, left = self._place(start + done)
+            stop = min(length, done + left)
+            into[done:stop] = self._maps[shard][place : place + stop - done]
+            done = stop
+
+    def read_each(self, starts: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> None:
+        """Copies the bytes from each of `starts` (m,) int64 on into rows[number] of (n, length) uint8 rows.
+
+        The places are computed at once, and nearly all rows lie in one piece, so that a row costs one slice.
+        """
+        maps, length = self._maps, rows.shape[1]
+        columns = (numbers, starts, *self._place(starts))
+        for row, start, shard, place, left in zip(*(column.tolist() for column in columns), strict=True):
+            if left >= length:
+                rows[row] = maps[shard][place : place + length]
+            else:
+                self.read(start, rows[row])
+
+    def text(self) -> np.ndarray:
+        """The whole split, (bytes,) uint8, copied."""
+        content = np.empty(len(self), np.uint8)
+        self.read(0, content)
+        return content
+
+    def _place(self, start):
+        """The shard of a byte, its place in that file, and the bytes from there to the end of its piece.
+
+        For an int or, elementwise, an int64 array.
+        """
+        shard, inside = start // self._shard_bytes, start % self._shard_bytes
+        piece, offset = inside // self._piece_bytes, inside % self._piece_bytes
+        return shard, piece * self._stride + index.BLOCK + offset, self._piece_bytes - offset
+
+    @cached_property
+    def _maps(self) -> list[np.ndarray]:
+        # Plain views: slices of np.memmap itself take three times as long.
+        files = (self.folder / shard.file for shard in self.description.splits[self.name])
+        return [np.memmap(file, np.uint8, "r").view(np.ndarray) for file in files]
+
+
+class Corpus:
+    """A prepared corpus whose shards have been checked.
+
+    Attributes: `name` (wp, linux, german or code), `folder`, `description` (the index) and `splits` (name -> Split).
+    """
+
+    def __init__(self, folder: Path, description: index.Index) -> None:
+        self.folder, self.description, self.name = folder, description, description.corpus
+        self.splits = {name: Split(folder, description, name) for name in description.splits}
+
+    @classmethod
+    def open(cls, folder: str | Path, *, splits: Sequence[str] = index.SPLITS, hashes: bool = True) -> Corpus:
+        """Raises UserError naming every shard of `splits` that is missing, has another size or (`hashes`) was altered.
+
+        Every rank checks for itself, so that copies on the nodes' own disks are all checked.
+        """
+        folder = Path(folder)
+        description = index.read(folder)
+        absent = [name for name in splits if name not in description.splits]
+        if absent:
+            raise UserError(f"{folder} has no split {', '.join(absent)}; it has {', '.join(description.splits)}")
+        shards = [shard for name in splits for shard in description.splits[name]]
+        if found := index.problems(folder, shards, hashes=hashes):
+            raise UserError(f"{'; '.join(found)}. Copy the corpus again, or delete {folder} and prepare it again.")
+        return cls(folder, description)
+
+
+class Windows:
+    """Random windows of one split of one or more corpora, each a pure function of (seed, instance).
+
+    So any world size reads the same windows in the same step, and resuming needs nothing but the count of instances.
+    Windows start anywhere in the split, uniformly and with replacement, and cross pieces and shards.
+    """
+
+    def __init__(self, splits: Sequence[Split], weights: Sequence[float], *, context: int, seed: int) -> None:
+        self._splits = list(splits)
+        self._heights = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        self._starts = torch.tensor([len(split) - context for split in splits], dtype=torch.int64)
+        self._length = context + 1
+        self._seed = seed
+
+    @classmethod
+    def open(
+        cls,
+        folders: Sequence[str | Path],
+        *,
+        weights: Sequence[float] | None = None,
+        split: str = "train",
+        context: int,
+        seed: int,
+        hashes: bool = True,
+    ) -> Windows:
+        """Windows of context + 1 bytes of prepared corpora, drawn from each in proportion to its weight.
+
+        Without weights every window of all the corpora is equally likely. Raises UserError, for all folders at once:
+        shards that are missing, truncated or (`hashes`) altered, a split smaller than one window, bad weights.
+        """
+        if not folders:
+            raise UserError("no corpus was given; allowed: one or more folders that `upscale prepare` wrote")
+        if weights is not None and (len(weights) != len(folders) or not all(0 < each < np.inf for each in weights)):
+            raise UserError(
+                f"weights {list(weights)} for {len(folders)} corpora; allowed: one positive number for each"
+            )
+        splits, mistakes = [], []
+        for folder in folders:
+            try:
+                found = Corpus.open(folder, splits=[split], hashes=hashes).splits[split]
+                if len(found) <= context:
+                    raise UserError(
+                        f"the {split} split of {folder} has {len(found):,} bytes; one window needs {context + 1:,} "
+                        "(context + 1). Take a larger text or a smaller model.context."
+                    )
+                splits.append(found)
+            except UserError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise UserError("\n".join(mistakes))
+        return cls(splits, weights or [len(found) - context for found in splits], context=context, seed=seed)
+
+    def places(self, instances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Corpus and first byte of each window: two (n,) int64 for instances (n,) int64 in [0, 2^63).
+
+        Word 0 of the instance's stream chooses the corpus, words 1 and 2 are a number of 63 bits whose remainder is the
+        start: uniform to within starts / 2^63, in integers alone.
+        """
+        stream = Stream(self._seed, instances & 0xFFFFFFFF, instances >> 32)
+        words = stream.bits(Purpose.DATA_ORDER, 4)
+        drawn = words[:, 0].to(torch.float64) * 2.0**-32 * self._heights[-1]
+        corpora = torch.searchsorted(self._heights, drawn, right=True)
+        return corpora, ((words[:, 1] << 31) | (words[:, 2] >> 1)) % self._starts[corpora]
+
+    def rows(self, instances: torch.Tensor) -> torch.Tensor:
+        """The windows of these instances, (n, context + 1) uint8 on the CPU, for instances (n,) int64, each >= 0."""
+        corpora, starts = (each.numpy() for each in self.places(instances))
+        rows = torch.empty(len(instances), self._length, dtype=torch.uint8)
+        for number, split in enumerate(self._splits):
+            mine = np.flatnonzero(corpora == number)
+            split.read_each(starts[mine], rows.numpy(), mine)
+        return rows

@@ -1,0 +1,140 @@
+"""Writing splits as tar shards: the same text gives the same bytes on any machine, with any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+
+from upscale.corpora import index, parallel
+from upscale.corpora.index import BLOCK, PIECE_BYTES, SHARD_PIECES, Shard
+
+
+@dataclass
+class Spool:
+    """A text as stretches of one file, in the text's order, which need not be the file's."""
+
+    file: Path
+    offsets: array
+    lengths: array
+
+    def __post_init__(self) -> None:
+        self._ends = array("q", accumulate(self.lengths))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, size: int) -> bytes:
+        """The text's bytes from `start` on, `size` of them or all that are left."""
+        parts, number = [], bisect_right(self._ends, start)
+        with open(self.file, "rb") as file:
+            while size > 0 and number < len(self._ends):
+                skipped = start - (self._ends[number] - self.lengths[number])
+                count = min(size, self.lengths[number] - skipped)
+                file.seek(self.offsets[number] + skipped)
+                parts.append(file.read(count))
+                start, size, number = start + count, size - count, number + 1
+        return b"".join(parts)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The stretch of the text that becomes one shard."""
+
+    split: str
+    number: int
+    start: int
+    text_bytes: int
+
+
+def plan(sizes: dict[str, int], shard_bytes: int) -> Iterator[Part]:
+    """The shards of consecutive splits; a split begins with a new shard."""
+    split_start = 0
+    for split, size in sizes.items():
+        for number, start in enumerate(range(0, size, shard_bytes)):
+            yield Part(split, number, split_start + start, min(shard_bytes, size - start))
+        split_start += size
+
+
+def write_shard(part: Part, *, spool: Spool, folder: Path, piece_bytes: int, shard_pieces: int) -> tuple[Part, Shard]:
+    """One tar file, complete or not there under its name; raises OSError."""
+    path = folder / f"{part.split}-{part.number:05d}.tar"
+    temporary = path.with_name(f".{path.name}.tmp")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(temporary, "wb") as file:
+            for block in _tar(part, spool, piece_bytes, shard_pieces):
+                digest.update(block)
+                size += file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return part, Shard(path.name, size, part.text_bytes, digest.hexdigest())
+
+
+def _tar(part: Part, spool: Spool, piece_bytes: int, shard_pieces: int) -> Iterator[bytes]:
+    """The shard's bytes, a piece at a time; headers carry nothing of this machine, user or day."""
+    for place in range(0, part.text_bytes, piece_bytes):
+        text = spool.read(part.start + place, min(piece_bytes, part.text_bytes - place))
+        header = tarfile.TarInfo(f"{part.split}-{part.number * shard_pieces + place // piece_bytes:08d}.bin")
+        header.size, header.mode = len(text), 0o644
+        yield header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+        yield text
+        yield bytes(-len(text) % BLOCK)
+    yield bytes(2 * BLOCK)
+
+
+def write_shards(
+    spool: Spool,
+    sizes: dict[str, int],
+    folder: Path,
+    *,
+    processes: int = 1,
+    progress: Callable[[int], None] = lambda text_bytes: None,
+    piece_bytes: int = PIECE_BYTES,
+    shard_pieces: int = SHARD_PIECES,
+) -> dict[str, list[Shard]]:
+    """The shards of consecutive splits of these sizes; `progress` is told the bytes of text in each shard written.
+
+    Raises OSError (disk full, no permission).
+    """
+    shards: dict[str, list[Shard]] = {split: [] for split in sizes}
+
+    def done(result: tuple[Part, Shard]) -> None:
+        part, shard = result
+        shards[part.split].append(shard)
+        progress(part.text_bytes)
+
+    write = partial(write_shard, spool=spool, folder=folder, piece_bytes=piece_bytes, shard_pieces=shard_pieces)
+    parallel.run(write, plan(sizes, piece_bytes * shard_pieces), processes, done)
+    return shards
+
+
+def write_corpus(
+    spool: Spool,
+    sizes: dict[str, int],
+    folder: Path,
+    *,
+    about: dict,
+    processes: int = 1,
+    progress=lambda _: None,
+    piece_bytes: int = PIECE_BYTES,
+    shard_pieces: int = SHARD_PIECES,
+) -> index.Index:
+    """Shards, then the index that makes them a corpus. `about` has the Index's corpus, options, licence, provenance."""
+    shards = write_shards(
+        spool, sizes, folder, processes=processes, progress=progress, piece_bytes=piece_bytes, shard_pieces=shard_pieces
+    )
+    written = index.Index(piece_bytes=piece_bytes, shard_pieces=shard_pieces, splits=shards, **about)
+    written.write(folder)
+    return written
