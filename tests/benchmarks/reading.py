@@ -72,12 +72,13 @@ def readers(corpus: Path, context: int) -> dict[str, Callable[[torch.Tensor], np
     flat_file = corpus.parent / "flat"
     with open(flat_file, "wb") as out:
         out.write(split.text())
-    flat = np.memmap(flat_file, np.uint8, "r").view(np.ndarray)
+    flat = memoryview(np.memmap(flat_file, np.uint8, "r"))
 
     def unpacked(instances: torch.Tensor) -> np.ndarray:
+        starts = windows.places(instances)[1].tolist()
         rows = np.empty((len(instances), context + 1), np.uint8)
-        for row, start in zip(rows, windows.places(instances)[1].tolist(), strict=True):
-            row[:] = flat[start : start + context + 1]
+        parts = [flat[start : start + context + 1] for start in starts]
+        rows[:] = np.frombuffer(b"".join(parts), np.uint8).reshape(len(rows), -1)
         return rows
 
     sample = _wids(corpus, split) or _members(corpus, split)

@@ -37,9 +37,10 @@ def test_every_stretch_can_be_read(folder):
     split = Corpus.open(folder).splits["train"]
     for length in (1, 99, 100, 101, 350, 700):
         for start in range(SIZES["train"] - length + 1):
-            into = np.empty(length, np.uint8)
-            split.read(start, into)
-            assert into.tobytes() == CONTENT[start : start + length], (start, length)
+            assert split.read(start, length) == CONTENT[start : start + length], (start, length)
+        starts = np.arange(SIZES["train"] - length + 1)
+        expected = [CONTENT[start : start + length] for start in starts]
+        assert [row.tobytes() for row in split.read_each(starts, length)] == expected
 
 
 def expected_window(seed: int, instance: int, context: int, contents: list[bytes], weights: list[float]) -> bytes:

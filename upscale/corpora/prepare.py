@@ -125,12 +125,12 @@ def _already_there(request: Request) -> index.Index:
 
 def _prepare(request: Request, work: Path) -> index.Index:
     origin = CORPORA[request.corpus]
-    address = request.source or origin.address
-    address = address if download.is_address(address) else None
+    source = request.source or origin.address
+    address = source if download.is_address(source) else None
     path = _fetched(request, address, work) if address else _given(request)
-    known = origin.expected(_name(request.source or origin.address), address) if request.checksum else None
+    known = origin.expected(_name(source), address) if request.checksum else None
     try:
-        provenance = {"input": _name(request.source or origin.address), "address": address, **_described(path)}
+        provenance = {"input": _name(source), "address": address, **_described(path)}
         if known and not known.of_text:
             _check(path, known, provenance["sha256"])
         spool, files = _spool(request, path, work / "spool")

@@ -36,33 +36,32 @@ class Split:
     def __len__(self) -> int:
         return self._bytes
 
-    def read(self, start: int, into: np.ndarray) -> None:
-        """Copies the bytes from `start` on into a (bytes,) uint8 array; start + bytes is at most the split's length."""
-        done, length = 0, len(into)
-        while done < length:
-            shard, place, left = self._place(start + done)
-            stop = min(length, done + left)
-            into[done:stop] = self._maps[shard][place : place + stop - done]
-            done = stop
+    def read(self, start: int, length: int) -> bytes:
+        """The bytes from `start` on; start + length is at most the split's length."""
+        parts = []
+        while length > 0:
+            shard, place, left = self._place(start)
+            count = min(length, left)
+            parts.append(self._maps[shard][place : place + count])
+            start, length = start + count, length - count
+        return b"".join(parts)
 
-    def read_each(self, starts: np.ndarray, rows: np.ndarray, numbers: np.ndarray) -> None:
-        """Copies the bytes from each of `starts` (m,) int64 on into rows[number] of (n, length) uint8 rows.
+    def read_each(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The bytes from each of `starts` (n,) int64 on, (n, length) uint8, not to be written to.
 
         The places are computed at once, and nearly all rows lie in one piece, so that a row costs one slice.
         """
-        maps, length = self._maps, rows.shape[1]
-        columns = (numbers, starts, *self._place(starts))
-        for row, start, shard, place, left in zip(*(column.tolist() for column in columns), strict=True):
-            if left >= length:
-                rows[row] = maps[shard][place : place + length]
-            else:
-                self.read(start, rows[row])
+        maps = self._maps
+        places = zip(*(column.tolist() for column in (starts, *self._place(starts))), strict=True)
+        parts = [
+            maps[shard][place : place + length] if left >= length else self.read(start, length)
+            for start, shard, place, left in places
+        ]
+        return np.frombuffer(b"".join(parts), np.uint8).reshape(len(starts), length)
 
     def text(self) -> np.ndarray:
-        """The whole split, (bytes,) uint8, copied."""
-        content = np.empty(len(self), np.uint8)
-        self.read(0, content)
-        return content
+        """The whole split, (bytes,) uint8, not to be written to."""
+        return np.frombuffer(self.read(0, len(self)), np.uint8)
 
     def _place(self, start):
         """The shard of a byte, its place in that file, and the bytes from there to the end of its piece.
@@ -74,10 +73,9 @@ class Split:
         return shard, piece * self._stride + index.BLOCK + offset, self._piece_bytes - offset
 
     @cached_property
-    def _maps(self) -> list[np.ndarray]:
-        # Plain views: slices of np.memmap itself take three times as long.
+    def _maps(self) -> list[memoryview]:
         files = (self.folder / shard.file for shard in self.description.splits[self.name])
-        return [np.memmap(file, np.uint8, "r").view(np.ndarray) for file in files]
+        return [memoryview(np.memmap(file, np.uint8, "r")) for file in files]
 
 
 class Corpus:
@@ -177,5 +175,5 @@ class Windows:
         rows = torch.empty(len(instances), self._length, dtype=torch.uint8)
         for number, split in enumerate(self._splits):
             mine = np.flatnonzero(corpora == number)
-            split.read_each(starts[mine], rows.numpy(), mine)
+            rows.numpy()[mine] = split.read_each(starts[mine], self._length)
         return rows
