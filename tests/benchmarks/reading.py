@@ -26,10 +26,12 @@ import numpy as np
 import torch
 
 from tests.benchmarks.generator import machine, summary
-from upscale import config_files, planning
+from upscale import config_files
 from upscale.corpora.index import BLOCK
 from upscale.corpora.reading import Corpus, Windows
 from upscale.corpora.writing import Spool, write_corpus
+from upscale.planning.arithmetic import flops_per_token
+from upscale.planning.devices import DEVICES
 
 BATCH, FACTOR = 500, 20
 ABOUT = {"corpus": "wp", "options": {}, "licence": "random bytes", "provenance": {"input": "random bytes"}}
@@ -38,8 +40,8 @@ ABOUT = {"corpus": "wp", "options": {}, "licence": "random bytes", "provenance":
 def needed() -> dict[str, float]:
     """The arithmetic of the need."""
     model = config_files.load("configs/w384.yaml", []).resolved().model
-    flops = planning.flops_per_token(model, model.depth) * model.context
-    peak = planning.PEAK_FLOPS["H200"]
+    flops = flops_per_token(model, model.depth) * model.context
+    peak = DEVICES["h200"].peak_flops
     return {
         "config": "w384",
         "flops_per_instance": flops,
