@@ -46,18 +46,17 @@ class Split:
             start, length = start + count, length - count
         return b"".join(parts)
 
-    def read_each(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The bytes from each of `starts` (n,) int64 on, (n, length) uint8, not to be written to.
+    def read_each(self, starts: np.ndarray, length: int) -> list[memoryview | bytes]:
+        """The `length` bytes from each of `starts` (n,) int64 on, not copied where they lie in one piece.
 
-        The places are computed at once, and nearly all rows lie in one piece, so that a row costs one slice.
+        The places are computed at once, so that a stretch costs one slice.
         """
         maps = self._maps
         places = zip(*(column.tolist() for column in (starts, *self._place(starts))), strict=True)
-        parts = [
+        return [
             maps[shard][place : place + length] if left >= length else self.read(start, length)
             for start, shard, place, left in places
         ]
-        return np.frombuffer(b"".join(parts), np.uint8).reshape(len(starts), length)
 
     def text(self) -> np.ndarray:
         """The whole split, (bytes,) uint8, not to be written to."""
@@ -172,8 +171,11 @@ class Windows:
     def rows(self, instances: torch.Tensor) -> torch.Tensor:
         """The windows of these instances, (n, context + 1) uint8 on the CPU, for instances (n,) int64, each >= 0."""
         corpora, starts = (each.numpy() for each in self.places(instances))
-        rows = torch.empty(len(instances), self._length, dtype=torch.uint8)
+        windows: list = [b""] * len(starts)
         for number, split in enumerate(self._splits):
             mine = np.flatnonzero(corpora == number)
-            rows.numpy()[mine] = split.read_each(starts[mine], self._length)
-        return rows
+            for place, window in zip(mine.tolist(), split.read_each(starts[mine], self._length), strict=True):
+                windows[place] = window
+        # One copy, into memory that torch may write to.
+        content = np.frombuffer(bytearray().join(windows), np.uint8)
+        return torch.from_numpy(content).view(len(windows), self._length)
