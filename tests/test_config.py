@@ -103,6 +103,36 @@ def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
             "data.sources[0].multiplier: [2.0, 1.0] is not [low, high]",
         ),
         (["model.context=4"], "data.sources[0].seed_tokens: 8 exceeds model.context = 4"),
+        (
+            ["data.sources=[{kind: lstm, weight: 0}]"],
+            "data.sources: all weights are 0; give one of them a",
+        ),
+        (["data.sources=[{kind: lstm, temperature: 1e-9}]"], "data.sources[0].temperature: 1e-09 is neither 0"),
+        (
+            ["data.sources=[{kind: transformer, hidden: 10}]"],
+            "hidden: 10 must be at least 2 and a multiple of",
+        ),
+        (
+            ["data.sources=[{kind: utm, alphabet: 300}]"],
+            "alphabet: input should be less than or equal to 256",
+        ),
+        (
+            ["data.sources=[{kind: utm}]", "model.vocabulary=100", "evaluation.every=0"],
+            "data.sources[0].alphabet: 128 is more than model.vocabulary = 100",
+        ),
+        (
+            ["data.sources=[{kind: nca, colours: 10}]"],
+            "data.sources[0].colours: 10 in patches of [2, 2] need 10000 tokens: more than model.vocabulary = 256",
+        ),
+        (["data.sources=[{kind: nca, grid: 13}]"], "grid: 13 is not a multiple of the patch's sides [2, 2]"),
+        (["data.sources=[{kind: nca, grid: 64}]"], "grid: 64 makes frames of 1024 tokens, but a row holds 513"),
+        (["data.sources=[{kind: nca, band: [1, 0.5]}]"], "data.sources[0].band: [1.0, 0.5] is not [low, high]"),
+        (
+            ["data.sources=[{kind: dyck, brackets: 200}]"],
+            "brackets: 200 need 400 tokens: more than model.vocabulary",
+        ),
+        (["model.vocabulary=100"], "model.vocabulary: 100 is too small for the evaluation, whose texts are bytes"),
+        (["model.vocabulary=40000"], "model.vocabulary: input should be less than or equal to 32768, given 40000"),
         (["run.seed=true"], "run.seed: input should be a valid integer, given True"),
         (["data.lanes=2.5"], "data.lanes: input should be a valid integer, given 2.5"),
         (["engine.zero_stage=4"], "engine.zero_stage: input should be 0, 1, 2 or 3, given 4"),

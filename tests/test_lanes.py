@@ -10,7 +10,17 @@ from tests.reference.lanes import Lane
 from tests.reference.recurrent import RecurrentSource as Reference
 from upscale.lanes import Lanes, owned_lanes
 from upscale.randomness import Stream
-from upscale.sources import GRUSource, LSTMSource, UniformSource
+from upscale.sources import (
+    AutomatonSource,
+    DyckSource,
+    GRUSource,
+    LSTMSource,
+    NCASource,
+    PointwiseSource,
+    TransformerSource,
+    UniformSource,
+    UTMSource,
+)
 from upscale.sources.sample import printable, sample_lines
 
 PAPER = dict(context=512, draw=69, enrich_rows=138, buffer_rows=2760, reset_constant=20 / 138, reset_noise=20 / 138)
@@ -92,6 +102,54 @@ def test_rows_are_those_of_algorithm_1(changes):
         assert rows.tolist() == [row for lane in alone for row in lane.draw(count)]
     assert lanes.buffers.tolist() == [lane.buffer for lane in alone]
     assert lanes.rounds.tolist() == [lane.round for lane in alone]
+
+
+def test_a_sources_output_is_enriched_by_another():
+    """Against a UTM alone: in a mixture with an LSTM, the LSTM's conditions are rows that the UTM wrote."""
+    programs, writer = UTMSource(vocabulary=256, permute=False), LSTMSource(vocabulary=256, hidden=8)
+    read, written = [], []
+
+    class Spy:
+        def __init__(self, source):
+            self.source, self.seed_tokens = source, source.seed_tokens
+
+        def write(self, stream, conditions, seeds):
+            rows = self.source.write(stream, conditions, seeds)
+            if self.source is writer:
+                read.extend(conditions.flatten(0, 1).tolist())
+            else:
+                written.extend(rows.flatten(0, 1).tolist())
+            return rows
+
+    lanes = Lanes(**arguments(sources=[(Spy(programs), 1.0), (Spy(writer), 1.0)], reset_constant=0.0, reset_noise=0.0))
+    for _ in range(12):
+        lanes.draw(4)
+    assert len(written) > 100
+    # Rows that end in a loop of at least three tokens tell the UTM's from constants.
+    kept = {tuple(row) for row in written if len(set(row)) > 2}
+    assert sum(tuple(row) in kept for row in read) > 10
+
+
+def test_sources_of_one_mixture_give_the_same_rows_in_any_world():
+    """Against one rank with all eight lanes, in a mixture of every kind, with a vocabulary beyond bytes."""
+    vocabulary = 300
+    small = dict(vocabulary=vocabulary)
+    sources = [
+        (LSTMSource(**small, hidden=8), 1.0),
+        (TransformerSource(**small, hidden=8), 1.0),
+        (UTMSource(**small, memory=100, steps=1000), 1.0),
+        (NCASource(**small, grid=6, band=(0.0, 2.0)), 1.0),
+        (AutomatonSource(**small), 1.0),
+        (PointwiseSource(**small), 1.0),
+        (DyckSource(**small), 1.0),
+        (UniformSource(**small), 0.0),
+    ]
+    given = arguments(vocabulary=vocabulary, context=60, sources=sources)
+    everything = Lanes(**{**given, "lanes": range(8)})
+    ranks = [Lanes(**{**given, "lanes": owned_lanes(8, rank, 3)}) for rank in range(3)]
+    for count in (4, 9):
+        drawn = everything.draw(count)
+        assert drawn.dtype == torch.int16 and torch.equal(torch.cat([rank.draw(count) for rank in ranks]), drawn)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5, 8])

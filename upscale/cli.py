@@ -15,7 +15,8 @@ VERBS = {
     "export": ("upscale.verbs:export", "weights of a run as one safetensors file"),
     "checkpoint": ("upscale.verbs:checkpoint", "list or verify the checkpoints of a run"),
     "plan": ("upscale.planning.verb:main", "memory, time and GPU hours of a config on a cluster, without a GPU"),
-    "sample": ("upscale.verbs:sample", "print rows that a config's sources write"),
+    "sample": ("upscale.verbs:sample", "print rows that a config's sources write, or measure them beside texts"),
+    "bench": ("upscale.bench:main", "measure speed on this machine"),
 }
 
 

@@ -67,8 +67,8 @@ class TransformerSource(AutoregressiveSource):
     kind: Literal["transformer"]
     hidden: Count | Auto = AUTO
     """Width, a multiple of `heads`; auto: the multiple nearest to model.width / 10."""
-    layers: Count = 2
-    """Layers."""
+    layers: Count = 1
+    """Layers, as many as the LSTM's by default."""
     heads: Count = 4
     """Attention heads."""
 

@@ -95,9 +95,26 @@ def sample(arguments: list[str]) -> int:
     parser.add_argument(
         "--rounds", type=int, default=30, metavar="N", help="rounds a lane runs until then; default: 30"
     )
+    parser.add_argument(
+        "--stats",
+        nargs="+",
+        metavar="THING",
+        help="measure instead, side by side: configs (*.yaml), texts and tasks (wp, linux, dyck, ...), or files",
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="with --stats: write statistics.json and .png there")
     options = parser.parse_intermixed_args(arguments)
     if options.rows < 1 or options.rounds < 1:
         raise UserError(f"--rows {options.rows} --rounds {options.rounds}: both must be at least 1")
+    if options.to and not options.stats:
+        raise UserError("--to is for --stats; redirect the output to keep printed rows")
+    if options.stats:
+        if options.config:
+            raise UserError(f"--config {options.config} with --stats: give the config as one of the things to measure")
+        from upscale.row_statistics import things, write
+
+        rows = things.gather(options.stats, options.overrides, rounds=options.rounds)
+        print(write(rows, options.to))
+        return 0
     config = config_files.load(options.config, options.overrides).resolved()
     lane = lanes.from_config(config, range(1), "cuda" if torch.cuda.is_available() else "cpu")
     for _ in range(options.rounds - 1):

@@ -9,15 +9,12 @@ paper; they are timed in turns, so that whatever else the machine does meets bot
 
 import argparse
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from upscale.bench import machine, seconds, summary
 from upscale.randomness import Stream
 from upscale.sources import LSTMSource
 
@@ -59,20 +56,6 @@ def inputs(lanes: int, rows: int, device: torch.device) -> tuple[torch.Tensor, t
     return noise[..., :LENGTH].to(torch.uint8), noise[..., LENGTH:].to(torch.uint8)
 
 
-def seconds(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call, the calls in turns, after one turn that is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            _wait(device)
-            start = time.perf_counter()
-            call()
-            _wait(device)
-            if turn:
-                taken[name].append(time.perf_counter() - start)
-    return taken
-
-
 def compare(repeats: int, device: torch.device) -> dict[str, object]:
     """The straightforward loop and the source, 138 rows of one program with hidden 102."""
     rows, hidden = 138, HIDDEN_OF_WIDTH[1024]
@@ -112,35 +95,6 @@ def rates(repeats: int, device: torch.device, lanes: int = 8, rows: int = 16) ->
             {"width": width, "hidden": hidden, "lanes": lanes, "rows": rows, "rows_per_second": summary(per_second)}
         )
     return found
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    """What the numbers depend on."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    described = {
-        "device": device.type,
-        "cpu": names[0] if names else platform.processor(),
-        "cpus": len(names) or None,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    if device.type == "cuda":
-        described["gpu"] = torch.cuda.get_device_name(device)
-    return described
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def table(result: dict) -> str:

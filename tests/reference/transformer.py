@@ -66,7 +66,7 @@ class TransformerSource:
     """A source in the sense of upscale.sources, which writes row after row with a `Program`."""
 
     def __init__(
-        self, *, vocabulary, hidden, layers=2, heads=4, seed_tokens=8, temperature=1e-4, multiplier=(0.0, 1.1)
+        self, *, vocabulary, hidden, layers=1, heads=4, seed_tokens=8, temperature=1e-4, multiplier=(0.0, 1.1)
     ):
         self.seed_tokens, self.temperature = seed_tokens, temperature
         self.arguments = dict(vocabulary=vocabulary, hidden=hidden, layers=layers, heads=heads, multiplier=multiplier)

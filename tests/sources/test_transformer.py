@@ -12,7 +12,7 @@ from upscale.sources import TransformerSource
     "arguments",
     [
         dict(vocabulary=256, hidden=40),
-        dict(vocabulary=11, hidden=12, layers=1, heads=3, seed_tokens=2, temperature=0.5, multiplier=(2.0, 4.0)),
+        dict(vocabulary=11, hidden=12, layers=2, heads=3, seed_tokens=2, temperature=0.5, multiplier=(2.0, 4.0)),
         dict(vocabulary=300, hidden=8, layers=3, heads=1, temperature=0.0, multiplier=(1.0, 8.0)),
     ],
     ids=["default", "warm", "greedy"],
@@ -27,7 +27,7 @@ def test_rows_are_those_of_torch_nn_token_for_token(arguments):
 
 @pytest.mark.parametrize("hidden", [40, 52])
 def test_a_lanes_rows_do_not_depend_on_who_shares_the_call(hidden):
-    source = TransformerSource(vocabulary=256, hidden=hidden, multiplier=(4.0, 4.0))
+    source = TransformerSource(vocabulary=256, hidden=hidden, layers=2, multiplier=(4.0, 4.0))
     assert_rows_do_not_depend_on_the_call(source, rows=7, length=90)
 
 

@@ -53,7 +53,7 @@ _ATTEMPT = 256
 _LANE_BITS = 20
 _MOST_ROWS = 1 << (32 - _LANE_BITS)
 
-Rules = tuple[torch.Tensor, torch.Tensor]
+Rules = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class NCASource:
@@ -181,10 +181,10 @@ class NCASource:
         raise RuntimeError(f"no rule for {len(pending)} rows in {_MOST_ATTEMPTS} attempts")
 
     def _rules(self, stream: Stream, attempt: int) -> Rules:
-        """A random rule for each of the stream's R pairs, in whole multiples of a power of two.
+        """A random rule for each of the stream's R pairs: the three layers' weights in whole multiples of 2^-14.
 
-        (R, 9 * colours, HIDDEN) in 2^-28 is what a neighbour of a colour adds to the hidden layer, (R, HIDDEN, colours)
-        in 2^-14 the last layer.
+        The first is (R, 9 * colours, PERCEPTION) float32, what a neighbour of a colour adds to each channel: 24 bits
+        hold their sums. The others are (R, PERCEPTION, HIDDEN) and (R, HIDDEN, colours) float64.
         """
 
         def weights(purpose: Purpose, fan_in: int, *shape: int) -> torch.Tensor:
@@ -202,7 +202,8 @@ class NCASource:
             kernel[:, :, 0] += first
             kernel[:, :, -1] += last
         middle = weights(Purpose.NCA_HIDDEN, PERCEPTION, PERCEPTION, HIDDEN)
-        return kernel.flatten(1, 2) @ middle, weights(Purpose.NCA_OUTPUT, HIDDEN, HIDDEN, self.colours)
+        output = weights(Purpose.NCA_OUTPUT, HIDDEN, HIDDEN, self.colours)
+        return kernel.flatten(1, 2).to(torch.float32), middle, output
 
     def _judged(self, stream: Stream, rules: Rules, attempt: int) -> torch.Tensor:
         """The rules' scores, (R,) float64 on the CPU."""
@@ -227,19 +228,21 @@ class NCASource:
 
     def _next(self, state: torch.Tensor, rules: Rules, heights: torch.Tensor | None) -> torch.Tensor:
         """The state (R, cells) int64 after one step."""
-        perception, output = rules
-        places = torch.arange(9, device=state.device) * self.colours
-        entries = state[:, self._neighbours.to(state.device)] + places
-        entries += (torch.arange(len(state), device=state.device) * perception.shape[1])[:, None, None]
-        hidden = torch.nn.functional.embedding_bag(entries.view(-1, 9), perception.flatten(0, 1), mode="sum").relu_()
-        logits = torch.bmm(hidden.view(len(state), -1, HIDDEN), output)
-        own = torch.nn.functional.one_hot(state, self.colours)
-        logits += own * round(self.identity_bias / _UNIT**3)
+        perception, middle, output = rules
+        first_entries = torch.arange(len(state), device=state.device) * perception.shape[1]
+        around = (state + first_entries[:, None]).index_select(1, self._neighbours.to(state.device))
+        entries = around.view(-1, 9).add_(torch.arange(9, device=state.device) * self.colours)
+        seen = torch.nn.functional.embedding_bag(entries, perception.flatten(0, 1), mode="sum")
+        hidden = torch.bmm(seen.to(torch.float64).view(len(state), -1, PERCEPTION), middle).relu_()
+        logits = torch.bmm(hidden, output)
+        if self.identity_bias:
+            logits += torch.nn.functional.one_hot(state, self.colours) * round(self.identity_bias / _UNIT**3)
         largest = logits.amax(dim=-1, keepdim=True)
         if heights is None:
             # The first of equally large ones: every cell without an active unit has all of its logits 0.
             return (logits < largest).to(torch.int64).cumprod(dim=-1).sum(dim=-1)
-        shares = logits.sub_(largest).mul_(_UNIT**3).div_(self.temperature).exp_()
+        # What is below 2^-32 counts as nothing, and the exponential of very small numbers is slow.
+        shares = logits.sub_(largest).mul_(_UNIT**3).div_(self.temperature).clamp_(min=-30).exp_()
         return drawn(shares, heights[..., None])[..., 0]
 
     def _patches(self, state: torch.Tensor) -> torch.Tensor:
@@ -268,8 +271,8 @@ def _of_rows(stream: Stream, rows: int) -> Stream:
 
 
 def _neighbours(grid: int) -> torch.Tensor:
-    """(cells, 9) int64: the cells around each cell and itself, row by row, on the torus."""
+    """(cells * 9,) int64: for each cell the nine around it, itself included, row by row, on the torus."""
     row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     around = [((row + down) % grid) * grid + (column + right) % grid for down, right in shifts]
-    return torch.stack(around, dim=-1).view(-1, 9)
+    return torch.stack(around, dim=-1).flatten()

@@ -25,7 +25,7 @@ class TransformerSource(AutoregressiveSource):
         *,
         vocabulary: int,
         hidden: int,
-        layers: int = 2,
+        layers: int = 1,
         heads: int = 4,
         seed_tokens: int = 8,
         temperature: float = 1e-4,
@@ -58,15 +58,17 @@ class _Layer:
     def __init__(self, source: TransformerSource, weights: list[torch.Tensor], rows: int, length: int) -> None:
         self.project_in, self.project_out, self.feedforward_in, self.feedforward_out = weights
         head_size = source.hidden // source.heads
-        cached = (len(weights[0]) * rows * source.heads, length + -length % FILL, head_size)
-        self.keys, self.values = weights[0].new_zeros(cached), weights[0].new_zeros(cached)
+        count, filled_length = len(weights[0]) * rows * source.heads, length + -length % FILL
+        self.keys = weights[0].new_zeros(count, head_size, filled_length)
+        self.values = weights[0].new_zeros(count, filled_length, head_size)
 
 
 class _Walk:
     """The arrays of one call, and one step of time over them.
 
-    Keys and values are (L * rows * heads, length, head size), read up to the step's place filled up to a multiple of
-    `FILL`, so that a product's size depends on the time alone. `state` ends in a column of ones for the head's biases.
+    Keys are (L * rows * heads, head size, length) and values (L * rows * heads, length, head size), read up to the
+    step's place filled up to a multiple of `FILL`, so that a product's size depends on the time alone. `state` ends in
+    a column of ones for the head's biases.
     """
 
     def __init__(self, source: TransformerSource, stream: Stream, rows: int, length: int) -> None:
@@ -101,7 +103,7 @@ class _Walk:
             weights = [(each[:, index] * multiplier[:, 0]).mT for each in weights]
             for place, bias in biases.items():
                 weights[place] = torch.cat([weights[place], bias[:, index, None]], dim=1)
-            self.layers.append(_Layer(source, [filled(each, dim=2) for each in weights], rows, length))
+            self.layers.append(_Layer(source, [filled(each, dim=2).contiguous() for each in weights], rows, length))
 
         self.state = normal(Purpose.EMBEDDING, 1).new_ones(lanes, rows, hidden + 1)
         self.between = self.state.new_ones(lanes, rows, wide + 1)
@@ -126,10 +128,10 @@ class _Walk:
         """(L, rows, hidden), from all positions up to this one."""
         projected = torch.bmm(inputs, layer.project_in)[..., : 3 * self.hidden]
         queries, keys, values = projected.view(self.lanes * self.rows, 3, self.heads, -1).unbind(1)
-        layer.keys[:, self.time], layer.values[:, self.time] = keys.flatten(0, 1), values.flatten(0, 1)
+        layer.keys[:, :, self.time], layer.values[:, self.time] = keys.flatten(0, 1), values.flatten(0, 1)
         seen = self.time + 1
         read = slice(seen + -seen % FILL)
-        scores = torch.bmm(layer.keys[:, read], queries.reshape(-1, queries.shape[-1], 1))[..., 0].mul_(self.scale)
+        scores = torch.bmm(queries.reshape(-1, 1, queries.shape[-1]), layer.keys[..., read])[:, 0].mul_(self.scale)
         scores[:, seen:] = -torch.inf
         mixed = torch.bmm(torch.softmax(scores, dim=-1)[:, None], layer.values[:, read])
         mixed = mixed.view(self.lanes, self.rows, self.hidden)
