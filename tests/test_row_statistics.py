@@ -13,7 +13,7 @@ from upscale.row_statistics.measures import measure
 
 
 def test_noise_constants_and_cycles_measure_as_they_must():
-    """Against closed forms: noise is incompressible, a constant row has no entropy, a cycle repeats but for its start."""
+    """Against closed forms: noise does not compress, a constant has no entropy, a cycle repeats from its start on."""
     noise = measure(np.random.default_rng(0).integers(0, 256, (64, 512)).astype(np.uint8))
     assert noise.gzip_ratio > 1 and 7.9 < noise.entropy_by_order[0] <= 8
     assert abs(noise.distinct_tokens - 256 * (1 - (1 - 1 / 256) ** 512)) < 3

@@ -1,0 +1,150 @@
+"""Figure 6 of Bloem 2025 at a size for CPUs: every source trains the same small model on equally many rows.
+
+Each curve is the `data` section of a config in configs/ablations/ on top of a base config, for every seed. What is
+compared is bits per character on texts and tasks that no source has seen. Runs that are finished are not run again, so
+the same command goes on where it was stopped.
+
+    python tests/benchmarks/figure6.py [--base configs/smoke.yaml] [--instances 11200] [--seeds 2] [--to docs/studies]
+        [--curves lstm utm ...] [--runs runs/figure6] [section.key=value ...]
+
+Writes figure6.json (every evaluation), figure6.md (the table) and figure6.png into --to.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ABLATIONS = Path(__file__).parents[2] / "configs/ablations"
+CURVES = (
+    "lstm nobuf noit gru transformer pointwise pointwise_code automaton utm utm_10 utm_50 utm_250 utm_markov utm_lstm "
+    "nca nca_fixed dyck uniform"
+).split()
+TASKS = ["dyck", "ndfa", "aut", "bitsrep", "toy", "wp", "linux", "code"]
+EVALUATIONS = 4
+
+
+def train(curve: str, seed: int, options: argparse.Namespace) -> Path:
+    """One run to its end; its directory."""
+    directory = options.runs / f"{curve}-{seed}"
+    data = yaml.safe_load((ABLATIONS / f"{curve}.yaml").read_text())["data"]
+    settings = {
+        "run.name": directory.name,
+        "run.dir": directory,
+        "run.seed": seed,
+        "schedule.instances": options.instances,
+        "evaluation.every": max(1, options.instances // EVALUATIONS),
+        "evaluation.tasks": TASKS,
+        "tracking.wandb": "disabled",
+        "checkpoint.every": 0,
+        **{f"data.{key}": value for key, value in data.items()},
+    }
+    given = [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).split(chr(10))[0]}"
+             for key, value in ((key, str(value) if isinstance(value, Path) else value)
+                                for key, value in settings.items())]  # fmt: skip
+    command = [sys.executable, "-m", "upscale.train", "--config", options.base, *given, *options.overrides]
+    with open(options.runs / f"{directory.name}.log", "w") as log:
+        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
+            raise SystemExit(f"{directory.name} failed; its output is in {log.name}")
+    return directory
+
+
+def evaluations(directory: Path) -> list[dict]:
+    """Bits per character by instances and task, each measured once."""
+    lines = (directory / "evaluations.jsonl").read_text().splitlines()
+    records = {(record["instances"], record["task"]): record for record in map(json.loads, lines)}
+    wanted = ("instances", "task", "bits_per_character", "markov_bits_per_character")
+    return [{key: record[key] for key in wanted} for record in records.values()]
+
+
+def final(records: list[dict], curve: str, task: str) -> list[float]:
+    """The last value of each seed."""
+    last: dict[int, tuple[int, float]] = {}
+    for record in records:
+        if (record["curve"], record["task"]) == (curve, task):
+            last[record["seed"]] = max(
+                last.get(record["seed"], (-1, 0.0)), (record["instances"], record["bits_per_character"])
+            )
+    return [value for _, value in last.values()]
+
+
+def table(records: list[dict], curves: list[str], options: argparse.Namespace) -> str:
+    """Markdown: mean over seeds of the last evaluation, with half the range."""
+    lines = [
+        f"Bits per character after {options.instances:,} rows, mean of {options.seeds} seeds, +- half their range; "
+        f"base {options.base}.",
+        "",
+        "| source | " + " | ".join(TASKS) + " | mean |",
+        "|---" * (len(TASKS) + 2) + "|",
+    ]
+    rows = []
+    for curve in curves:
+        values = [final(records, curve, task) for task in TASKS]
+        means = [statistics.mean(each) for each in values]
+        cells = [f"{mean:.2f} +- {(max(each) - min(each)) / 2:.2f}" for mean, each in zip(means, values, strict=True)]
+        rows.append((statistics.mean(means), f"| {curve} | {' | '.join(cells)} | {statistics.mean(means):.2f} |"))
+    lines += [line for _, line in sorted(rows)]
+    baseline = {record["task"]: record["markov_bits_per_character"] for record in records}
+    lines.append("| in-context Markov | " + " | ".join(f"{baseline[task]:.2f}" for task in TASKS) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(records: list[dict], curves: list[str], path: Path) -> None:
+    """A panel a task: bits per character over rows, mean and range of the seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from upscale.report.canvas import look_of
+
+    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, task in zip(figure.subplots(2, 4).ravel(), TASKS, strict=True):
+        for index, curve in enumerate(curves):
+            points: dict[int, list[float]] = {}
+            for record in records:
+                if (record["curve"], record["task"]) == (curve, task):
+                    points.setdefault(record["instances"], []).append(record["bits_per_character"])
+            places = sorted(points)
+            panel.plot(places, [statistics.mean(points[place]) for place in places], label=curve, **look_of(index))
+            low, high = ([pick(points[place]) for place in places] for pick in (min, max))
+            panel.fill_between(places, low, high, color=look_of(index)["color"], alpha=0.15, linewidth=0)
+        panel.axhline(8, color="black", linewidth=0.8, linestyle=":")
+        panel.set_title(task, loc="left")
+        panel.set_xlabel("rows")
+        panel.set_ylim(top=9)
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=9, frameon=False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="configs/smoke.yaml")
+    parser.add_argument("--instances", type=int, default=11_200)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--curves", nargs="+", choices=CURVES, default=CURVES)
+    parser.add_argument("--runs", type=Path, default=Path("runs/figure6"))
+    parser.add_argument("--to", type=Path, default=Path("docs/studies"))
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    options = parser.parse_intermixed_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    options.to.mkdir(parents=True, exist_ok=True)
+    records = []
+    for seed in range(options.seeds):
+        for curve in options.curves:
+            found = evaluations(train(curve, seed, options))
+            records += [{"curve": curve, "seed": seed, **record} for record in found]
+            last = statistics.mean(statistics.mean(final(records, curve, task)) for task in TASKS)
+            print(f"{curve} seed {seed}: {last:.3f} bits per character, mean of {len(TASKS)} tasks", flush=True)
+    (options.to / "figure6.json").write_text(json.dumps(records, indent=1) + "\n")
+    (options.to / "figure6.md").write_text(table(records, options.curves, options))
+    draw(records, options.curves, options.to / "figure6.png")
+    print((options.to / "figure6.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
