@@ -5,7 +5,8 @@ import torch
 
 from tests.reference import row_sources as reference
 from tests.sources.common import assert_rows_are_those_of, assert_rows_do_not_depend_on_the_call, given
-from upscale.sources import AutomatonSource, DyckSource, PointwiseSource
+from upscale.randomness import Stream
+from upscale.sources import AutomatonSource, DyckSource, NCASource, PointwiseSource, TransformerSource, UTMSource
 
 CASES = [
     (PointwiseSource, dict(vocabulary=256)),
@@ -95,3 +96,37 @@ def test_dyck_rows_are_nested_and_as_deep_as_allowed():
 def test_mistakes_are_named(kind, arguments, words):
     with pytest.raises(ValueError, match=words):
         kind(**{"vocabulary": 256, **arguments})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (PointwiseSource, dict()),
+        (AutomatonSource, dict(permute=True)),
+        (DyckSource, dict()),
+        (UTMSource, dict(memory=100, steps=1000)),
+        (NCASource, dict()),
+    ],
+    ids=name,
+)
+def test_a_gpu_writes_the_cpus_rows(kind, arguments):
+    """Against the CPU: whole-number sums agree, and a rounding of a logarithm hardly ever shows."""
+    source = kind(vocabulary=256, **arguments)
+    stream, conditions, seeds = given(8, 16, 200)
+    there = Stream(stream.seed, stream.lanes, stream.rounds, "cuda")
+    same = source.write(there, conditions.cuda(), seeds.cuda()).cpu() == source.write(stream, conditions, seeds)
+    assert same.all(dim=-1).float().mean() > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_transformer_rows_do_not_depend_on_who_shares_the_call():
+    """Against the same lanes in calls of other numbers of lanes: equal bit for bit."""
+    stream, conditions, seeds = given(40, 16, 100, seed_tokens=8)
+    there = Stream(stream.seed, stream.lanes, stream.rounds, "cuda"), conditions.cuda(), seeds.cuda()
+    source = TransformerSource(vocabulary=256, hidden=104, multiplier=(4.0, 4.0))
+    together = source.write(*there)
+    for some in ([0], [39], [2, 35], list(range(3, 20))):
+        assert torch.equal(source.write(there[0].at(some), there[1][some], there[2][some]), together[some])
