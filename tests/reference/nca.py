@@ -21,12 +21,14 @@ class NCASource(RowSource):
         self.ceiling = ceiling
 
     def row(self, stream, rows, row, length):
-        own = Stream(stream.seed, [int(stream.lanes[0]) + (row << 20)], [int(stream.rounds[0])])
+        lane, number = int(stream.lanes[0]) + (row << 20), int(stream.rounds[0])
+        own = Stream(stream.seed, [lane], [number])
         attempt = 0
         while True:
-            rule = self.rule(own, attempt)
+            trial = Stream(stream.seed, [lane], [number + (attempt << 20)])
+            rule = self.rule(trial)
             judged = self.frames(
-                own, rule, 10, 1, attempt, Purpose.NCA_FILTER_COLOUR, Purpose.NCA_FILTER_START, Purpose.NCA_FILTER_NOISE
+                trial, rule, 10, 1, Purpose.NCA_FILTER_COLOUR, Purpose.NCA_FILTER_START, Purpose.NCA_FILTER_NOISE
             )
             score = self.score([token for frame in judged for token in frame])
             if self.band == (0.0, 2.0) or self.band[0] < score < self.band[1]:
@@ -36,7 +38,7 @@ class NCASource(RowSource):
         count = math.ceil(length / (self.grid**2 // cells + 2 * self.delimiters))
         tokens = []
         for frame in self.frames(
-            own, rule, count, self.stride, 0, Purpose.NCA_COLOUR, Purpose.NCA_START, Purpose.NCA_NOISE
+            own, rule, count, self.stride, Purpose.NCA_COLOUR, Purpose.NCA_START, Purpose.NCA_NOISE
         ):
             if self.delimiters:
                 frame = [self.colours**cells, *frame, self.colours**cells + 1]
@@ -48,11 +50,11 @@ class NCASource(RowSource):
         content = struct.pack(f"<{len(tokens)}i", *tokens)
         return len(gzip.compress(content, 9)) / len(content) / self.ceiling
 
-    def rule(self, own, attempt):
+    def rule(self, own):
         """Kernel[neighbour][colour][channel], middle[channel][hidden], output[hidden][colour], in units of 2^-14."""
 
         def weights(purpose, fan_in, count):
-            numbers = own.uniform(purpose + 256 * attempt, count)[0].tolist()
+            numbers = own.uniform(purpose, count)[0].tolist()
             low = statistics.NormalDist().cdf(-2)
             values = [statistics.NormalDist().inv_cdf(low + (1 - 2 * low) * number) for number in numbers]
             # The standard deviation of a normal variable cut at +-2.
@@ -77,13 +79,12 @@ class NCASource(RowSource):
         flat = weights(Purpose.NCA_OUTPUT, 16, 16 * self.colours)
         return kernel, middle, [flat[self.colours * i :][: self.colours] for i in range(16)]
 
-    def frames(self, own, rule, count, stride, attempt, colour, start, noise):
-        high = 256 * attempt
+    def frames(self, own, rule, count, stride, colour, start, noise):
         steps = self.burn_in + (count - 1) * stride
-        shares = [math.exp(number) for number in own.normal(colour + high, self.colours)[0].tolist()]
-        heights = own.uniform(start + high, self.grid**2)[0].tolist()
+        shares = [math.exp(number) for number in own.normal(colour, self.colours)[0].tolist()]
+        heights = own.uniform(start, self.grid**2)[0].tolist()
         state = [self.choose(shares, height) for height in heights]
-        heights = own.uniform(noise + high, max(1, steps), self.grid**2)[0].tolist()
+        heights = own.uniform(noise, max(1, steps), self.grid**2)[0].tolist()
         frames = []
         for step in range(steps + 1):
             if step >= self.burn_in and (step - self.burn_in) % stride == 0:

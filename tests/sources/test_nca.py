@@ -46,7 +46,7 @@ def test_rules_are_as_complex_as_recorded(colours, quarter, half, three_quarters
     source = NCASource(vocabulary=vocabulary, colours=colours, wrap_channels=True, band=(0.0, 1.999))
     assert abs(source.ceiling - ceiling) < 0.004
     stream = Stream(5, range(600), [0] * 600)
-    scores = source._judged(stream, source._rules(stream, 0), 0) * source.ceiling
+    scores = source._judged(stream, source._rules(stream)) * source.ceiling
     for share, recorded in ((0.25, quarter), (0.5, half), (0.75, three_quarters)):
         # A quantile's standard error in shares of the rules: sqrt(q (1 - q) / 600) for each of the two samples.
         error = 4 * (2 * share * (1 - share) / 600) ** 0.5
@@ -58,16 +58,21 @@ def test_accepted_rules_lie_in_the_band():
     """Against the scores of the very rules used, over every row of a call."""
     source = NCASource(vocabulary=256, band=(0.45, 0.6))
     stream, conditions, seeds = given(4, 8, 100)
-    kept = []
+    judged, used = {}, []
 
-    def judged(part, rules, attempt, judge=source._judged):
-        scores = judge(part, rules, attempt)
-        kept.extend(score for score in scores.tolist() if 0.45 < score < 0.6)
+    def judge(part, rules, judge=source._judged):
+        scores = judge(part, rules)
+        judged.update(zip((tuple(rule) for rule in rules[2].flatten(1).tolist()), scores.tolist(), strict=True))
         return scores
 
-    source._judged = judged
+    def accepted(part, accepted=source._accepted):
+        rules = accepted(part)
+        used.extend(tuple(rule) for rule in rules[2].flatten(1).tolist())
+        return rules
+
+    source._judged, source._accepted = judge, accepted
     source.write(stream, conditions, seeds)
-    assert len(kept) == 32
+    assert len(set(used)) == 32 and all(0.45 < judged[rule] < 0.6 for rule in used)
 
 
 def test_permuted_rows_are_the_others_renamed():

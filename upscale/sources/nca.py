@@ -26,7 +26,9 @@ Which rules pass depends on zlib's version, since another compressor gives other
 import math
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import torch
 
 from upscale.errors import UserError
@@ -48,9 +50,10 @@ _TRIED_RULES = 300
 _LEAST_ACCEPTED = 0.02
 # At the least share accepted, one row of 10^18 finds no rule in so many attempts.
 _MOST_ATTEMPTS = 2048
-# Purposes are below 256: an attempt's number goes above them.
-_ATTEMPT = 256
-_LANE_BITS = 20
+_MOST_AT_ONCE = 16
+# Rows and attempts have keys of their own: a row's number lies above its lane's, an attempt's above the round's (so a
+# rule that failed may be tried again for another row a million rounds later).
+_LANE_BITS = _ROUND_BITS = 20
 _MOST_ROWS = 1 << (32 - _LANE_BITS)
 
 Rules = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -122,7 +125,7 @@ class NCASource:
             )
         own = _of_rows(stream, rows)
         count = -(-length // self.frame_tokens)
-        frames = self._frames(own, self._accepted(own), count, self.stride, _SHOWN, 0)
+        frames = self._frames(own, self._accepted(own), count, self.stride, _SHOWN)
         if self.delimiters:
             first = self.colours ** (self.patch[0] * self.patch[1])
             frames = torch.nn.functional.pad(frames, (1, 0), value=first)
@@ -134,10 +137,8 @@ class NCASource:
 
     def scores(self, tokens: torch.Tensor) -> torch.Tensor:
         """Each row's compressed share of its bytes, over the ceiling: (rows,) float64 from (rows, count) tokens."""
-        sizes = []
-        for row in tokens.cpu().numpy().astype("<i4"):
-            gzip = zlib.compressobj(9, zlib.DEFLATED, 31)
-            sizes.append(len(gzip.compress(row.tobytes())) + len(gzip.flush()))
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            sizes = list(threads.map(_gzip_size, tokens.cpu().numpy().astype("<i4")))
         return torch.tensor(sizes, dtype=torch.float64) / (4 * tokens.shape[1]) / self.ceiling
 
     @property
@@ -147,7 +148,7 @@ class NCASource:
 
     def _check_band(self) -> None:
         stream = Stream(0, range(_TRIED_RULES), [0] * _TRIED_RULES)
-        scores = self._judged(stream, self._rules(stream, 0), 0)
+        scores = self._judged(stream, self._rules(stream))
         share = self._within(scores).double().mean().item()
         if share < _LEAST_ACCEPTED:
             places = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
@@ -163,24 +164,30 @@ class NCASource:
         return scores.gt(self.band[0]) & scores.lt(self.band[1])
 
     def _accepted(self, stream: Stream) -> Rules:
-        """For each pair of the stream the first rule whose score lies in the band."""
-        found = self._rules(stream, 0)
+        """For each pair of the stream the first rule whose score lies in the band.
+
+        Rows without one try several next candidates at once, as many as fill the call up.
+        """
+        found = self._rules(_attempts(stream, 0, 1))
         if self.band == ALL_RULES:
             return found
-        pending, rules = torch.arange(len(stream), device=stream.device), found
-        for attempt in range(_MOST_ATTEMPTS):
-            part = stream.at(pending)
-            if attempt:
-                rules = self._rules(part, attempt)
-            passed = self._within(self._judged(part, rules, attempt)).to(stream.device)
-            for kept, each in zip(found, rules, strict=True):
-                kept[pending[passed]] = each[passed]
-            pending = pending[~passed]
+        pending, tried = torch.arange(len(stream), device=stream.device), 0
+        while tried < _MOST_ATTEMPTS:
+            each = max(1, min(_MOST_AT_ONCE, len(stream) // len(pending)))
+            part = _attempts(stream.at(pending), tried, each)
+            rules = self._rules(part)
+            passed = self._within(self._judged(part, rules)).to(stream.device).view(-1, each)
+            first = (passed.cumsum(dim=1) == 0).sum(dim=1)
+            settled = first < each
+            chosen = (torch.arange(len(pending), device=stream.device) * each + first)[settled]
+            for kept, candidates in zip(found, rules, strict=True):
+                kept[pending[settled]] = candidates[chosen]
+            pending, tried = pending[~settled], tried + each
             if not len(pending):
                 return found
-        raise RuntimeError(f"no rule for {len(pending)} rows in {_MOST_ATTEMPTS} attempts")
+        raise RuntimeError(f"no rule for {len(pending)} rows in {tried} attempts")
 
-    def _rules(self, stream: Stream, attempt: int) -> Rules:
+    def _rules(self, stream: Stream) -> Rules:
         """A random rule for each of the stream's R pairs: the three layers' weights in whole multiples of 2^-14.
 
         The first is (R, 9 * colours, PERCEPTION) float32, what a neighbour of a colour adds to each channel: 24 bits
@@ -188,7 +195,7 @@ class NCASource:
         """
 
         def weights(purpose: Purpose, fan_in: int, *shape: int) -> torch.Tensor:
-            height = stream.uniform(purpose + _ATTEMPT * attempt, *shape).to(torch.float64)
+            height = stream.uniform(purpose, *shape).to(torch.float64)
             cut = math.erf(_CUT / math.sqrt(2))
             normal = height.mul_(2).sub_(1).mul_(cut).erfinv_().mul_(math.sqrt(2))
             return normal.mul_(1 / (_CUT_DEVIATION * math.sqrt(fan_in) * _UNIT)).round_()
@@ -205,15 +212,15 @@ class NCASource:
         output = weights(Purpose.NCA_OUTPUT, HIDDEN, HIDDEN, self.colours)
         return kernel.flatten(1, 2).to(torch.float32), middle, output
 
-    def _judged(self, stream: Stream, rules: Rules, attempt: int) -> torch.Tensor:
+    def _judged(self, stream: Stream, rules: Rules) -> torch.Tensor:
         """The rules' scores, (R,) float64 on the CPU."""
-        return self.scores(self._frames(stream, rules, FILTER_FRAMES, 1, _FILTERED, attempt).flatten(1))
+        return self.scores(self._frames(stream, rules, FILTER_FRAMES, 1, _FILTERED).flatten(1))
 
     def _frames(
-        self, stream: Stream, rules: Rules, count: int, stride: int, purposes: tuple[Purpose, ...], attempt: int
+        self, stream: Stream, rules: Rules, count: int, stride: int, purposes: tuple[Purpose, Purpose, Purpose]
     ) -> torch.Tensor:
         """`count` frames of each rule's trajectory, (R, count, patches) int64."""
-        colour, start, noise = (purpose + _ATTEMPT * attempt for purpose in purposes)
+        colour, start, noise = purposes
         steps, cells = self.burn_in + (count - 1) * stride, self.grid**2
         shares = stream.normal(colour, self.colours).to(torch.float64).exp_()
         state = drawn(shares, stream.uniform(start, cells))
@@ -253,6 +260,12 @@ class NCASource:
         return (cells * values).sum(dim=-1).flatten(1)
 
 
+def _gzip_size(tokens: numpy.ndarray) -> int:
+    """Bytes of a gzip file of the tokens; zlib lets other threads run meanwhile."""
+    gzip = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return len(gzip.compress(tokens.tobytes())) + len(gzip.flush())
+
+
 def tokens_needed(colours: int, patch: Sequence[int], delimiters: bool) -> int:
     """Ids that an automaton writes."""
     return colours ** (patch[0] * patch[1]) + 2 * delimiters
@@ -268,6 +281,13 @@ def _of_rows(stream: Stream, rows: int) -> Stream:
     numbers = torch.arange(rows, device=stream.device) << _LANE_BITS
     lanes = (stream.lanes[:, None] + numbers).flatten()
     return Stream(stream.seed, lanes, stream.rounds.repeat_interleave(rows), stream.device)
+
+
+def _attempts(stream: Stream, tried: int, count: int) -> Stream:
+    """`count` pairs for each pair of the stream: its attempts number `tried` and on."""
+    numbers = torch.arange(tried, tried + count, device=stream.device) << _ROUND_BITS
+    rounds = (stream.rounds[:, None] + numbers).flatten()
+    return Stream(stream.seed, stream.lanes.repeat_interleave(count), rounds, stream.device)
 
 
 def _neighbours(grid: int) -> torch.Tensor:
