@@ -117,6 +117,10 @@ def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
             "alphabet: input should be less than or equal to 256",
         ),
         (
+            ["data.sources=[{kind: utm, program_length: 200}]"],
+            "data.sources[0].program_length: 200 exceeds steps = 100: the rest is never read",
+        ),
+        (
             ["data.sources=[{kind: utm}]", "model.vocabulary=100", "evaluation.every=0"],
             "data.sources[0].alphabet: 128 is more than model.vocabulary = 100",
         ),

@@ -32,7 +32,13 @@ def library(source: Path, needed_by: str) -> ctypes.CDLL:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upscale"
     if not (folder / name).is_file():
         folder = _compile(source, folder, name, needed_by)
-    return ctypes.CDLL(str(folder / name))
+    try:
+        return ctypes.CDLL(str(folder / name))
+    except OSError as error:
+        raise UserError(
+            f"{needed_by} was compiled but cannot be loaded: {error}. Set XDG_CACHE_HOME to a folder that may hold "
+            "programs (not mounted noexec), and remove the damaged file if there is one."
+        ) from None
 
 
 def _compile(source: Path, folder: Path, name: str, needed_by: str) -> Path:

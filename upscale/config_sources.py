@@ -104,6 +104,8 @@ class UTMSource(SourceSection):
     def problems(self, model: ModelConfig | None) -> Problems:
         if model and self.alphabet > model.vocabulary:
             yield "alphabet", f"{self.alphabet} is {_exceeds(model)}"
+        if self.program_length > self.steps:
+            yield "program_length", f"{self.program_length} exceeds steps = {self.steps}: the rest is never read"
 
 
 class NCASource(SourceSection):

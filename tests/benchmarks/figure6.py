@@ -34,7 +34,7 @@ def train(curve: str, seed: int, options: argparse.Namespace) -> Path:
     data = yaml.safe_load((ABLATIONS / f"{curve}.yaml").read_text())["data"]
     settings = {
         "run.name": directory.name,
-        "run.dir": directory,
+        "run.dir": str(directory),
         "run.seed": seed,
         "schedule.instances": options.instances,
         "evaluation.every": max(1, options.instances // EVALUATIONS),
@@ -43,9 +43,7 @@ def train(curve: str, seed: int, options: argparse.Namespace) -> Path:
         "checkpoint.every": 0,
         **{f"data.{key}": value for key, value in data.items()},
     }
-    given = [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).split(chr(10))[0]}"
-             for key, value in ((key, str(value) if isinstance(value, Path) else value)
-                                for key, value in settings.items())]  # fmt: skip
+    given = [f"{key}={json.dumps(value)}" for key, value in settings.items()]  # JSON is YAML
     command = [sys.executable, "-m", "upscale.train", "--config", options.base, *given, *options.overrides]
     with open(options.runs / f"{directory.name}.log", "w") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
@@ -63,13 +61,9 @@ def evaluations(directory: Path) -> list[dict]:
 
 def final(records: list[dict], curve: str, task: str) -> list[float]:
     """The last value of each seed."""
-    last: dict[int, tuple[int, float]] = {}
-    for record in records:
-        if (record["curve"], record["task"]) == (curve, task):
-            last[record["seed"]] = max(
-                last.get(record["seed"], (-1, 0.0)), (record["instances"], record["bits_per_character"])
-            )
-    return [value for _, value in last.values()]
+    mine = [record for record in records if (record["curve"], record["task"]) == (curve, task)]
+    last = {record["seed"]: record for record in sorted(mine, key=lambda record: record["instances"])}
+    return [record["bits_per_character"] for record in last.values()]
 
 
 def table(records: list[dict], curves: list[str], options: argparse.Namespace) -> str:

@@ -138,6 +138,19 @@ def test_a_machine_without_a_compiler_is_told_what_to_do(monkeypatch, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_damaged_cache_is_named(monkeypatch, tmp_path):
+    """Against the message, for a cached library that is no library."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole"))
+    UTMSource(vocabulary=256)
+    (cached,) = (tmp_path / "whole/upscale").iterdir()
+    # Another path: what was loaded under its name stays loaded.
+    (tmp_path / "damaged/upscale").mkdir(parents=True)
+    (tmp_path / "damaged/upscale" / cached.name).write_bytes(b"text")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "damaged"))
+    with pytest.raises(UserError, match=f"cannot be loaded: .*{cached.name}.* Set XDG_CACHE_HOME"):
+        UTMSource(vocabulary=256)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
