@@ -93,7 +93,7 @@ def sample(arguments: list[str]) -> int:
     command.add_config(parser)
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="rows to print, at most a round's; default: 8")
     parser.add_argument(
-        "--rounds", type=int, default=30, metavar="N", help="rounds a lane runs until then; default: 30"
+        "--rounds", type=int, metavar="N", help="rounds a lane runs until then; default: 30, with --stats 100"
     )
     parser.add_argument(
         "--stats",
@@ -103,8 +103,10 @@ def sample(arguments: list[str]) -> int:
     )
     parser.add_argument("--to", type=Path, metavar="DIR", help="with --stats: write statistics.json and .png there")
     options = parser.parse_intermixed_args(arguments)
-    if options.rows < 1 or options.rounds < 1:
-        raise UserError(f"--rows {options.rows} --rounds {options.rounds}: both must be at least 1")
+    # After 100 rounds one row of 150 is left of the constants and noise that a buffer starts with.
+    rounds = (100 if options.stats else 30) if options.rounds is None else options.rounds
+    if options.rows < 1 or rounds < 1:
+        raise UserError(f"--rows {options.rows} --rounds {rounds}: both must be at least 1")
     if options.to and not options.stats:
         raise UserError("--to is for --stats; redirect the output to keep printed rows")
     if options.stats:
@@ -112,12 +114,12 @@ def sample(arguments: list[str]) -> int:
             raise UserError(f"--config {options.config} with --stats: give the config as one of the things to measure")
         from upscale.row_statistics import things, write
 
-        rows = things.gather(options.stats, options.overrides, rounds=options.rounds)
+        rows = things.gather(options.stats, options.overrides, rounds=rounds)
         print(write(rows, options.to))
         return 0
     config = config_files.load(options.config, options.overrides).resolved()
     lane = lanes.from_config(config, range(1), "cuda" if torch.cuda.is_available() else "cpu")
-    for _ in range(options.rounds - 1):
+    for _ in range(rounds - 1):
         lane.draw(1)
     for line in sample_lines(lane, 1, options.rows):
         print(line)

@@ -14,7 +14,7 @@ from upscale.evaluation import suite
 
 ROWS = 256
 LENGTH = 513
-_LANES = 4
+_LANES = 2
 
 
 def gather(names: Sequence[str], overrides: Sequence[str], *, rounds: int) -> dict[str, np.ndarray]:
