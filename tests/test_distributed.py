@@ -62,6 +62,12 @@ def test_srun_expands_a_node_list_with_scontrol(tmp_path, monkeypatch):
     assert where({**SRUN, "SLURM_STEP_NODELIST": "n[3-5]"})[4] == "n3"
 
 
+def test_a_world_smaller_than_the_allocation_must_be_asked_for():
+    assert where({**SRUN, "SLURM_GPUS_ON_NODE": "2"})[:2] == (3, 4)
+    assert where({**SRUN, "SLURM_GPUS_ON_NODE": "8", "LAUNCH_RANKS_PER_NODE": "2"})[:2] == (3, 4)
+    assert where({"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8", "LAUNCH_RANKS_PER_NODE": "1"})[:2] == (0, 1)
+
+
 def test_torchrun_inside_an_srun_task_is_torchruns_world():
     assert where({**SRUN, "SLURM_NTASKS": "2", "SLURM_PROCID": "1", **TORCHRUN, "TORCHELASTIC_RUN_ID": "x"})[:2] == (
         3,
@@ -78,6 +84,11 @@ def test_torchrun_inside_an_srun_task_is_torchruns_world():
         ({**TORCHRUN, "RANK": "4"}, "rank 4 is outside the world of 4"),
         ({**TORCHRUN, "RANK": "x"}, "RANK='x' is not a whole number"),
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}, "started once inside a Slurm allocation of 8 tasks"),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"},
+            "of 2 nodes, 8 GPUs a node, which",
+        ),
+        ({**SRUN, "SLURM_GPUS_ON_NODE": "8"}, "2 tasks on this node, which has 8 GPUs"),
         ({**SRUN, "WORLD_SIZE": "1", "RANK": "0"}, "WORLD_SIZE=1, but Slurm started task 3 of 4"),
         (without(SRUN, "SLURM_NTASKS"), "SLURM_NTASKS is missing"),
         (without(SRUN, "SLURM_STEP_NODELIST"), "without SLURM_STEP_NODELIST"),

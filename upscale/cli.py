@@ -33,6 +33,8 @@ def main() -> None:
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}; allowed: {', '.join(VERBS)}", file=sys.stderr)
         raise SystemExit(2)
+    if verb == "train":
+        interrupt.remember_stop_requests()
     from upscale import command
 
     module, _, function = VERBS[verb][0].partition(":")

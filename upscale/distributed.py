@@ -52,6 +52,7 @@ def placement(environment: Mapping[str, str]) -> Placement:
                     f"{found.rank} of {found.size}. Unset {name}, or start the ranks with one launcher only."
                 )
         if "TORCHELASTIC_RUN_ID" not in environment:
+            _refuse_idle_gpus(environment, found)
             return found
     if not given:
         _refuse_lone_process_in_allocation(environment)
@@ -133,12 +134,25 @@ def _first_host(environment: Mapping[str, str]) -> str:
     return listing.stdout.split()[0]
 
 
-def _refuse_lone_process_in_allocation(environment: Mapping[str, str]) -> None:
-    tasks = int(environment.get("SLURM_NTASKS") or 1)
-    if "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment and tasks > 1:
+def _refuse_idle_gpus(environment: Mapping[str, str], found: Placement) -> None:
+    gpus, tasks = int(environment.get("SLURM_GPUS_ON_NODE") or 0), found.local_size
+    if tasks and tasks < gpus and not environment.get("LAUNCH_RANKS_PER_NODE"):
         raise LaunchError(
-            f"started once inside a Slurm allocation of {tasks} tasks, which would train a world of one. Start with "
-            "`srun python upscale/train.py ...`."
+            f"Slurm started {tasks} {'task' if tasks == 1 else 'tasks'} on this node, which has {gpus} GPUs in the "
+            f"allocation. Start one rank per GPU (srun --ntasks-per-node={gpus}), or say that this world is meant: "
+            f"LAUNCH_RANKS_PER_NODE={tasks}."
+        )
+
+
+def _refuse_lone_process_in_allocation(environment: Mapping[str, str]) -> None:
+    if "SLURM_JOB_ID" not in environment or "SLURM_STEP_ID" in environment:
+        return
+    sizes = {"tasks": "SLURM_NTASKS", "nodes": "SLURM_JOB_NUM_NODES", "GPUs a node": "SLURM_GPUS_ON_NODE"}
+    several = [f"{count} {unit}" for unit, name in sizes.items() if (count := int(environment.get(name) or 1)) > 1]
+    if several and environment.get("LAUNCH_RANKS_PER_NODE") != "1":
+        raise LaunchError(
+            f"started once inside a Slurm allocation of {', '.join(several)}, which would make a world of one. Start "
+            "with `srun python upscale/train.py ...`, or say that one rank is meant: LAUNCH_RANKS_PER_NODE=1."
         )
 
 

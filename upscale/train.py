@@ -14,6 +14,7 @@ if __name__ == "__main__":
     from upscale import interrupt
 
     interrupt.leave_quietly()
+    interrupt.remember_stop_requests()
 
 import hashlib
 import math
@@ -23,7 +24,17 @@ import time
 
 import torch
 
-from upscale import command, config_files, engines, flight_recorder, lanes, planning, run_directory, schedule
+from upscale import (
+    command,
+    config_files,
+    engines,
+    flight_recorder,
+    interrupt,
+    lanes,
+    planning,
+    run_directory,
+    schedule,
+)
 from upscale.config import Config
 from upscale.distributed import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
@@ -77,8 +88,10 @@ class StopRequest:
 
     def __init__(self):
         self.signal: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in interrupt.STOP_SIGNALS:
             signal.signal(number, self._receive)
+        for number in interrupt.requested[:1]:
+            self._receive(number, None)
 
     def _receive(self, number: int, _frame) -> None:
         if self.signal:
