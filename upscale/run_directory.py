@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from upscale import config_files
 from upscale.checkpoint import manifest
 from upscale.config import Config
-from upscale.distributed import World
 from upscale.errors import UserError
+
+if TYPE_CHECKING:  # commands that only look at files start without torch
+    from upscale.distributed import World
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"

@@ -6,9 +6,12 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from upscale.distributed import World
 from upscale.files import write_atomically
+
+if TYPE_CHECKING:  # commands that only look at files start without torch
+    from upscale.distributed import World
 
 FORMAT = "upscale-checkpoint-1"
 MANIFEST = "manifest.json"
