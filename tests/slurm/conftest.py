@@ -1,0 +1,135 @@
+"""One real Slurm for all tests of this folder, and a clone whose scripts are submitted to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, wait_until, why_not
+
+ROOT = Path(__file__).parents[2]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slurm)
+
+
+@pytest.fixture(scope="session")
+def running_cluster() -> Iterator[Cluster]:
+    if reason := why_not():
+        pytest.skip(reason)
+    # A short path: munge's socket must fit into a socket address.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster(Path(folder)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    running_cluster.heal()
+    yield running_cluster
+
+
+class Clone:
+    """A copy of what a user's clone holds for Slurm, with a site.env, whose scripts are submitted unchanged."""
+
+    def __init__(self, folder: Path, cluster: Cluster, standin: bool):
+        self.folder, self.cluster = folder, cluster
+        for name in ("slurm", "configs"):
+            shutil.copytree(ROOT / name, folder / name)
+        binaries = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+        if standin:
+            program = folder / "bin" / "upscale"
+            program.parent.mkdir()
+            program.write_text('#!/bin/sh\nexec python -m tests.slurm.standin "$@"\n')
+            program.chmod(0o755)
+            binaries = f"{program.parent}:{binaries}"
+        self.environment = {
+            "PATH": binaries,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "SBATCH_GRES": f"gpu:{cluster.gpus}" if cluster.gpus else "none",
+            "LAUNCH_PROBE_SECONDS": "10",
+            "LAUNCH_WATCH_SECONDS": "2",
+            "LAUNCH_FOLLOWUP_SECONDS": "0.5",
+        }
+
+    def submit(self, *arguments: object, cwd: str = ".", **environment: str) -> str:
+        """`sbatch ARGUMENTS` in a folder of the clone; the job's id."""
+        return self.command("sbatch", "--parsable", *arguments, cwd=cwd, **environment).strip()
+
+    def command(self, *words: object, cwd: str = ".", check: bool = True, **environment: str) -> str:
+        extra = {**self.environment, **environment}
+        return self.cluster.inside(*map(str, words), check=check, cwd=self.folder / cwd, environment=extra)
+
+    def log(self, job: str) -> str:
+        """The job's log."""
+        return "\n".join(path.read_text() for path in self.folder.rglob(f"*-{job}.log"))
+
+    def rows(self, run: str, name: str = "metrics.jsonl") -> list[dict]:
+        path = self.folder / "runs" / run / name
+        if not path.exists():
+            return []
+        text = path.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def events(self, run: str) -> list[str]:
+        return [record["event"] for record in self.rows(run, "slurm/events.jsonl")]
+
+    def reaches(self, run: str, step: int, job: str) -> None:
+        """Wait until the run has logged a step."""
+
+        def reached() -> bool:
+            state = self.cluster.state(job)
+            assert state in ("PENDING", "RUNNING", "COMPLETING"), f"{state}\n{self.log(job)}"
+            return any(row["step"] >= step for row in self.rows(run))
+
+        wait_until(reached, lambda: f"step {step}:\n{self.log(job)}")
+
+    def finish(self, job: str, expect: str = "COMPLETED") -> dict[str, str]:
+        """Wait for the job's end; what Slurm says about it."""
+        found = self.cluster.wait(job)
+        assert found["JobState"] == expect, f"{found}\n{self.log(job)}\n{self.rank_logs()}"
+        return found
+
+    def rank_logs(self) -> str:
+        paths = sorted(self.folder.glob("runs/*/slurm/*/*.log"))
+        return "\n".join(f"-- {path}\n{path.read_text()[-1500:]}" for path in paths)
+
+    def worlds(self, run: str) -> list[int]:
+        """World sizes in the order in which they trained, repetitions left out."""
+        sizes = [row["world_size"] for row in self.rows(run)]
+        return [size for index, size in enumerate(sizes) if index == 0 or sizes[index - 1] != size]
+
+
+@pytest.fixture
+def clone(tmp_path: Path, cluster: Cluster) -> Clone:
+    """Scripts that start the stand-in rank."""
+    return Clone(tmp_path, cluster, standin=True)
+
+
+@pytest.fixture
+def real_clone(tmp_path: Path, cluster: Cluster) -> Clone:
+    """Scripts that start the trainer."""
+    return Clone(tmp_path, cluster, standin=False)
+
+
+def overrides(run: str, steps: int, **changes: object) -> list[str]:
+    """A run of the stand-in: one instance a step."""
+    shape = "schedule.batch.start=1 schedule.batch.end=1 schedule.batch.from=0 schedule.batch.to=0".split()
+    extra = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return [f"run.name={run}", f"schedule.instances={steps}", *shape, "checkpoint.every_steps=5", *extra]
+
+
+def started_nodes(text: str) -> list[str]:
+    """The node lists of a job log's steps, in order."""
+    return re.findall(r"starting \d+ ranks, \d+ on each of (\S+);", text)

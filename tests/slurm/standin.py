@@ -1,0 +1,143 @@
+"""A rank without torch that behaves towards Slurm as the real trainer does, for tests of the scheduling logic.
+
+It meets the other ranks at MASTER_ADDR:MASTER_PORT, agrees with them at each step on whether to stop (exit code 75
+after saving), leaves with 1 when one of them is lost, continues from the newest checkpoint, and writes the run
+directory's files in their real form. Checked against the trainer itself by the tests that run both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+from upscale import config_files, status
+from upscale.checkpoint import manifest
+from upscale.config import Config
+from upscale.schedule import crossed
+
+PEER_SECONDS = float(os.environ.get("STANDIN_PEER_SECONDS", "8"))
+STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.1"))
+SAVE_SECONDS = float(os.environ.get("STANDIN_SAVE_SECONDS", "0"))
+# Stands for the config file of a fine-tuning.
+FINETUNING = "schedule.instances=3 schedule.batch.start=1 schedule.batch.end=1 checkpoint.milestones=0".split()
+
+
+class Ranks:
+    """One flag a step, combined by rank 0 over plain sockets."""
+
+    def __init__(self):
+        self.rank, self.size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+        assert self.size == int(os.environ["WORLD_SIZE"]), "the world differs from the allocation"
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        if self.rank == 0:
+            with socket.create_server(("", address[1])) as server:
+                server.settimeout(60)
+                self.peers = [server.accept()[0] for _ in range(self.size - 1)]
+        else:
+            self.peers = [self._connect(address)]
+        for peer in self.peers:
+            peer.settimeout(PEER_SECONDS)
+
+    def _connect(self, address: tuple[str, int]) -> socket.socket:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return socket.create_connection(address, timeout=5)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def any(self, flag: bool) -> bool:
+        if self.rank:
+            self.peers[0].sendall(struct.pack("?", flag))
+            return self._receive(self.peers[0])
+        combined = any([flag, *map(self._receive, self.peers)])
+        for peer in self.peers:
+            peer.sendall(struct.pack("?", combined))
+        return combined
+
+    def _receive(self, peer: socket.socket) -> bool:
+        data = peer.recv(1)
+        if not data:
+            raise ConnectionError("a rank is gone")
+        return struct.unpack("?", data)[0]
+
+
+def train(arguments: list[str]) -> int:
+    requested = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _frame: requested.append(number))
+    overrides = [argument for argument in arguments if "=" in argument]
+    if any(text.startswith("init.") for text in overrides):
+        overrides = [text for text in overrides if not text.startswith("init.")] + FINETUNING
+    config = config_files.load(None, overrides).resolved()
+    directory = Path(config.run.dir)
+    try:
+        return steps(config, directory, Ranks(), requested)
+    except OSError as error:
+        print(f"error: rank {os.environ['SLURM_PROCID']}: a rank died or hangs ({error})", file=sys.stderr, flush=True)
+        return 1
+
+
+def steps(config: Config, directory: Path, ranks: Ranks, requested: list[int]) -> int:
+    folder = directory / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = [
+        step for step in manifest.steps(folder) if (manifest.step_folder(folder, step) / manifest.MANIFEST).exists()
+    ]
+    step, batch = max(saved, default=0), config.schedule.batch.start
+    if ranks.rank == 0:
+        config_files.write(config, directory / "config.yaml")
+        print(f"world of {ranks.size} from step {step}", flush=True)
+    while True:
+        time.sleep(STEP_SECONDS)
+        before, step = step * batch, step + 1
+        if fail_at := os.environ.get("STANDIN_FAIL_AT"):
+            assert step < int(fail_at) or ranks.rank != ranks.size - 1, "this rank was told to fail"
+        stopping, finished = ranks.any(bool(requested)), step * batch >= config.schedule.instances
+        milestone = crossed(before, step * batch, config.checkpoint.milestones)
+        if ranks.rank == 0:
+            log(directory, step, step * batch, ranks.size)
+            if stopping or finished or milestone or step % (config.checkpoint.every_steps or 5) == 0:
+                time.sleep(SAVE_SECONDS * stopping)
+                save(folder, config, step, step * batch, milestone, ranks.size)
+        if stopping or finished:
+            ranks.any(False)
+            return 75 if stopping else 0
+
+
+def log(directory: Path, step: int, instances: int, size: int) -> None:
+    record = {"step": step, "instances": instances, "loss_bits_per_byte": 8 / step, "global_batch": 1}
+    record |= {"step_seconds": STEP_SECONDS, "world_size": size, "job": os.environ["SLURM_JOB_ID"]}
+    record |= {"restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
+    with open(directory / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def save(folder: Path, config: Config, step: int, instances: int, milestone: bool, size: int) -> None:
+    path = manifest.step_folder(folder, step)
+    path.mkdir(exist_ok=True)
+    content = {"step": step, "counters": {"step": step, "instances": instances}, "milestone": milestone}
+    manifest.write(path, {**content, "world_size": size, "files": {}, "config": config_files.as_tree(config)})
+
+
+def main() -> int:
+    verb, *arguments = sys.argv[1:]
+    if verb == "train":
+        return train(arguments)
+    if verb == "status":
+        return status.main(arguments)
+    if os.environ["SLURM_PROCID"] == "0":
+        print(f"{verb} {' '.join(arguments)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
