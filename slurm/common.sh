@@ -96,7 +96,7 @@ step() { # COMMAND...: run it as one rank per GPU on ${nodes[@]}; the step's exi
         --nodes=${#nodes[@]} --nodelist="$list" --ntasks=$ranks --ntasks-per-node="$ranks_per_node" \
         --cpus-per-task=$((SLURM_CPUS_ON_NODE > ranks_per_node ? SLURM_CPUS_ON_NODE / ranks_per_node : 1)) \
         "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@" 2>"$logs/srun.log" &
-    pid=$!
+    pid=$! begun=$SECONDS
     if [ ${#nodes[@]} -gt 1 ]; then
         watch_first_node &
         watch=$!
@@ -178,14 +178,17 @@ find_nodes() {
 stop_requested() { # The batch script got USR1 (#SBATCH --signal)
     signalled=1 stopping=1
     say "the time limit is near (USR1)${pid:+: asking the ranks to save}"
-    [ -z "$pid" ] || kill -USR1 "$pid"
+    [ -n "$pid" ] || return 0
+    # In a process that has just begun and cannot catch it yet the signal would be deadly.
+    local age=$((SECONDS - begun)) quiet=${LAUNCH_QUIET_SECONDS:-30}
+    (sleep $((age < quiet ? quiet - age : 0)) && kill -USR1 "$pid") 2>/dev/null &
 }
 
 # launch DIRECTORY upscale VERB ...: one rank per GPU until it has finished. Records go to DIRECTORY/slurm.
 #   exit code 0   return           75   requeue, and continue in the next allocation
 #   a node died   a new step on the nodes that answer, from the newest checkpoint   anything else   fail at once
 launch() {
-    local nodes before lost code attempt=0 records=$1/slurm verb=$3 pid='' signalled stopping=0
+    local nodes before lost code attempt=0 records=$1/slurm verb=$3 pid='' begun signalled stopping=0
     mkdir -p "$records"
     shift
     trap stop_requested USR1

@@ -94,7 +94,7 @@ CONTROLLER_SCRIPT = """
 hostname controller
 mount --make-rprivate /
 mount --bind "$1/hosts" /etc/hosts
-exec slurmctld -D -i -c -f "$1/slurm.conf"
+exec slurmctld -D -i -f "$1/slurm.conf"
 """
 
 
@@ -169,12 +169,21 @@ class Cluster:
         munged += [f"--log-file={folder}/log/munged.log", f"--seed-file={folder}/munge.seed", "--num-threads=2"]
         self._daemon("munged", *munged)
         wait_until((self.folder / "munge.socket").is_socket, lambda: f"munged: {self.logs()}", BOOT_SECONDS)
-        network = f"--net=/proc/{self.processes['network'].pid}/ns/net"
-        controller = ["unshare", "--uts", "--mount", "bash", "-c", CONTROLLER_SCRIPT, "controller", folder]
-        self._daemon("slurmctld", "nsenter", network, *controller)
+        self.start_controller()
         for node in self.nodes:
             self._boot(node)
         wait_until(self.all_idle, lambda: f"all nodes idle:\n{self.logs()}", BOOT_SECONDS)
+
+    def start_controller(self) -> None:
+        network = f"--net=/proc/{self.processes['network'].pid}/ns/net"
+        controller = ["unshare", "--uts", "--mount", "bash", "-c", CONTROLLER_SCRIPT, "controller", str(self.folder)]
+        self._daemon("slurmctld", "nsenter", network, *controller)
+        wait_until(lambda: "is UP" in self.inside("scontrol", "ping", check=False), self.logs, BOOT_SECONDS)
+
+    def stop_controller(self) -> None:
+        process = self.processes.pop("slurmctld")
+        process.terminate()
+        process.wait(WAIT_SECONDS)
 
     def _write_files(self) -> None:
         addresses = {node: f"{NETWORK}.{10 + index}" for index, node in enumerate(self.nodes, 1)}
@@ -266,7 +275,9 @@ class Cluster:
         return f"cable{node[1:]}@" in self.inside("ip", "-oneline", "link")
 
     def heal(self) -> None:
-        """Cancel every job, bring every node back, and wait until all are idle."""
+        """Cancel every job, bring the controller and every node back, and wait until all are idle."""
+        if "slurmctld" not in self.processes:
+            self.start_controller()
         self.inside("scancel", "--full", "--signal=KILL", "--user=root", check=False)
         self.inside("scancel", "--user=root", check=False)
         for node in self.nodes:

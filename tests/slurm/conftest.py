@@ -60,6 +60,7 @@ class Clone:
             "SBATCH_GRES": f"gpu:{cluster.gpus}" if cluster.gpus else "none",
             "LAUNCH_PROBE_SECONDS": "10",
             "LAUNCH_WATCH_SECONDS": "2",
+            "LAUNCH_QUIET_SECONDS": "5",
             "LAUNCH_FOLLOWUP_SECONDS": "0.5",
         }
 

@@ -16,7 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-from upscale import config_files, status
+if __name__ == "__main__":  # before what takes time
+    from upscale import interrupt
+
+    interrupt.remember_stop_requests()
+
+from upscale import config_files, interrupt, status
 from upscale.checkpoint import manifest
 from upscale.config import Config
 from upscale.schedule import crossed
@@ -71,22 +76,19 @@ class Ranks:
 
 
 def train(arguments: list[str]) -> int:
-    requested = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda number, _frame: requested.append(number))
     overrides = [argument for argument in arguments if "=" in argument]
     if any(text.startswith("init.") for text in overrides):
         overrides = [text for text in overrides if not text.startswith("init.")] + FINETUNING
     config = config_files.load(None, overrides).resolved()
     directory = Path(config.run.dir)
     try:
-        return steps(config, directory, Ranks(), requested)
+        return steps(config, directory, Ranks())
     except OSError as error:
         print(f"error: rank {os.environ['SLURM_PROCID']}: a rank died or hangs ({error})", file=sys.stderr, flush=True)
         return 1
 
 
-def steps(config: Config, directory: Path, ranks: Ranks, requested: list[int]) -> int:
+def steps(config: Config, directory: Path, ranks: Ranks) -> int:
     folder = directory / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     saved = [
@@ -101,7 +103,7 @@ def steps(config: Config, directory: Path, ranks: Ranks, requested: list[int]) -
         before, step = step * batch, step + 1
         if fail_at := os.environ.get("STANDIN_FAIL_AT"):
             assert step < int(fail_at) or ranks.rank != ranks.size - 1, "this rank was told to fail"
-        stopping, finished = ranks.any(bool(requested)), step * batch >= config.schedule.instances
+        stopping, finished = ranks.any(bool(interrupt.requested)), step * batch >= config.schedule.instances
         milestone = crossed(before, step * batch, config.checkpoint.milestones)
         if ranks.rank == 0:
             log(directory, step, step * batch, ranks.size)

@@ -127,6 +127,16 @@ def test_a_cut_cable_costs_a_step_and_the_node_is_used_again(clone, cluster):
     assert started_nodes(clone.log(job)) == ["n1,n2,n3", "n1,n3", "n1,n2,n3"]
 
 
+def test_the_controller_may_be_away_for_a_while(clone, cluster):
+    job = clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *overrides("o", 60))
+    clone.reaches("o", 8, job)
+    cluster.stop_controller()
+    wait_until(lambda: len(clone.rows("o")) >= 40, lambda: clone.log(job))
+    cluster.start_controller()
+    found = clone.finish(job)
+    assert found["Restarts"] == "0" and steps(clone, "o") == list(range(1, 61))
+
+
 def test_a_crash_fails_the_job_at_once_with_the_ranks_last_words(clone):
     job = clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *overrides("i", 60), STANDIN_FAIL_AT="7")
     found = clone.finish(job, "FAILED")
