@@ -21,7 +21,7 @@ COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter
 NETWORK = "10.231.0"
 BOOT_SECONDS = 60
 # Generous: the machine may be busy, and nothing asserts on seconds.
-WAIT_SECONDS = 240
+WAIT_SECONDS = 400
 
 SLURM_CONF = """
 ClusterName=test
