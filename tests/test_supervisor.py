@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_train import command, finish, logged, losses, metrics, start, train, wait_for
+from upscale import supervisor
 from upscale.checkpoint import manifest
 
 LONG = ["schedule.instances=720", "checkpoint.every_steps=5", "engine.timeout_seconds=5"]
@@ -100,6 +101,15 @@ def test_a_fault_that_repeats_at_one_step_ends_it(tmp_path):
     )
     code, output = finish(process)
     assert code == 1 and "failed 3 times at the same step" in output, output
+
+
+@pytest.mark.parametrize(("wanted", "gpus", "expected"), [(4, "3", 3), (2, "3", 2), (None, "3", 3), (4, "0", 4)])
+def test_fewer_ranks_when_a_gpu_is_gone(monkeypatch, tmp_path, wanted, gpus, expected):
+    """Against what a machine with so many GPUs would answer."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    answer = subprocess.CompletedProcess([], 0, stdout=f"{gpus}\n")
+    monkeypatch.setattr(supervisor.subprocess, "run", lambda *_arguments, **_options: answer)
+    assert supervisor.Supervisor([], tmp_path, wanted, 0).available_ranks() == expected
 
 
 def test_a_mistake_is_not_restarted(tmp_path):

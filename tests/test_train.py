@@ -213,6 +213,16 @@ def test_a_signal_to_one_rank_saves_and_exits_75_on_all(single, tmp_path, number
     assert losses(tmp_path)[:12] == pytest.approx(losses(single)[: len(losses(tmp_path))], rel=1e-5)
 
 
+@pytest.mark.parametrize("program", [["upscale/train.py"], ["-c", "from upscale.cli import main; main()", "train"]])
+def test_a_request_to_stop_while_importing_exits_75(tmp_path, program):
+    """There is nothing to save yet, but a job that is to be run again must say so."""
+    process = start([sys.executable, *program, *command(tmp_path, *SLOW_STEPS)])
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75, output
+
+
 @pytest.mark.parametrize("phase", ["importing", "training", "saving"])
 def test_control_c_exits_130_and_leaves_only_whole_files(tmp_path, phase):
     extra = ["checkpoint.every_steps=1"] if phase == "saving" else []

@@ -119,6 +119,15 @@ def test_every_damage_is_named_and_the_step_before_it_is_used(tmp_path):
         assert step == 1 and len(warnings) == 1 and name in warnings[0], (folder, warnings)
 
 
+def test_a_fallback_is_never_silent(tmp_path, capsys):
+    """Also for a caller that brings no way to warn, as `upscale evaluate` and `upscale export` do not."""
+    save(World.single(), tmp_path, (1, 2))
+    (manifest.step_folder(tmp_path, 2) / manifest.MANIFEST).unlink()
+    path, _ = manifest.newest_valid(tmp_path, World.single())
+    assert path == manifest.step_folder(tmp_path, 1)
+    assert capsys.readouterr().err.startswith("WARNING: checkpoint of step 2 cannot be used, trying the one before it")
+
+
 def test_every_flipped_bit_of_a_manifest_is_found(tmp_path):
     save(World.single(), tmp_path)
     path = manifest.step_folder(tmp_path, 7) / manifest.MANIFEST

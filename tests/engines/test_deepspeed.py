@@ -16,7 +16,7 @@ from upscale.model import parametrization
 STAGES = {f"stage {stage}": {"engine__zero_stage": stage} for stage in (0, 1, 2, 3)}
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_losses_and_weights_equal_the_plain_trainer(size):
     """fp32, stages 0 to 3, with accumulation, clipping, muP groups and two wakings."""
     per_rank = run_ranks(common.train_each, size, STAGES)

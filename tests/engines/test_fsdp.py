@@ -81,7 +81,7 @@ def traffic(world: World, kind: dict) -> dict[str, int]:
 def two_ranks(world: World) -> dict[str, object]:
     """Everything that is tested at two ranks, in one start of the processes."""
     return {
-        **common.train_each(world, {"kept": KEPT, "recomputed": RECOMPUTED}),
+        **common.train_each(world, {"resharded": FSDP, "kept": KEPT, "recomputed": RECOMPUTED}),
         "poisoned": common.train(world, common.config(**KEPT), 10, 5),
         "evaluations": {"resharded": evaluate_and_write(world, FSDP), "kept": evaluate_and_write(world, KEPT)},
         "traffic": {"resharded": traffic(world, FSDP), "kept": traffic(world, KEPT)},
@@ -125,9 +125,9 @@ def test_three_ranks_equal_the_plain_trainer(three):
     common.assert_equals_plain_trainer([rank["resharded"] for rank in three], "resharded")
 
 
-@pytest.mark.parametrize("label", ["kept", "recomputed"])
+@pytest.mark.parametrize("label", ["resharded", "kept", "recomputed"])
 def test_two_ranks_equal_the_plain_trainer(two, label):
-    """Without resharding after the forward pass, and with activation checkpointing."""
+    """With and without resharding after the forward pass, and with activation checkpointing."""
     common.assert_equals_plain_trainer([rank[label] for rank in two], label)
 
 

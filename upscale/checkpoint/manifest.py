@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,12 +105,19 @@ def verify(path: Path, world: World) -> dict:
     return content
 
 
-def newest_valid(folder: Path, world: World, warn=lambda message: None) -> tuple[Path, dict] | None:
-    """The newest step that passes `verify`, with its manifest; every newer one is named through `warn`."""
+def newest_valid(folder: Path, world: World, warn: Callable[[str], None] | None = None) -> tuple[Path, dict] | None:
+    """The newest step that passes `verify`, with its manifest; every newer one is named through `warn`.
+
+    Without `warn` rank 0 says so on standard error.
+    """
     for step in reversed(world.broadcast_object(steps(folder))):
         path = step_folder(folder, step)
         try:
             return path, verify(path, world)
         except InvalidCheckpoint as error:
-            warn(f"checkpoint of step {step} cannot be used, trying the one before it: {error}")
+            message = f"checkpoint of step {step} cannot be used, trying the one before it: {error}"
+            if warn:
+                warn(message)
+            elif world.is_main:
+                print(f"WARNING: {message}", file=sys.stderr, flush=True)
     return None
