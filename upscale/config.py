@@ -167,7 +167,8 @@ class EngineConfig(Section):
     micro_batch: Count | Auto = AUTO
     """Rows a rank passes through the model at once; auto: from the device's memory."""
     timeout_seconds: Annotated[float, Field(ge=1)] = 600.0
-    """How long a step may take before the ranks conclude that one of them hangs, and end; compilation counts."""
+    """How long a step, or writing a checkpoint, may take before the ranks conclude that one of them hangs, and end;
+    compilation counts."""
 
 
 class EvaluationConfig(Section):

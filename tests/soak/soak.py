@@ -38,13 +38,13 @@ def settings(folder: Path) -> list[str]:
         schedule__instances="10e6",
         schedule__halve_every=0,
         schedule__wake_every=480,
-        checkpoint__every_steps=5,
+        checkpoint__every_steps=4,
         engine__timeout_seconds=HANG_SECONDS,
     )
 
 
 class Soak:
-    """One run of `faults` faults, or of `minutes`, on at most `most_ranks` ranks; everything lies below `folder`."""
+    """One run of `faults` faults, or one more, or of `minutes`, on at most `most_ranks` ranks, all below `folder`."""
 
     def __init__(self, folder: Path, seed: int, faults: int, minutes: float, most_ranks: int, engines: list[str]):
         self.folder, self.faults, self.most_ranks, self.engines = folder, faults, most_ranks, engines
@@ -72,7 +72,7 @@ class Soak:
         begin = time.monotonic()
         self.start()
         while len(self.happened) < self.faults - 1 and time.monotonic() < self.deadline:
-            self.wait_for_steps(self.random.randint(1, 6))
+            self.wait_for_steps(self.random.randint(1, 4))
             time.sleep(self.random.uniform(0, 0.3))
             kind = self.choose()
             say(f"{time.monotonic() - begin:5.0f} s  step {self.last_step():>5}  {kind}")
@@ -90,27 +90,32 @@ class Soak:
 
     def choose(self) -> str:
         """Those that have not happened yet come first, so that a short run sees different ones."""
-        kinds = [kind for kind in WEIGHTS if kind not in self.happened or len(self.happened) >= len(WEIGHTS)]
+        new = [kind for kind in WEIGHTS if kind not in self.happened]
+        kinds = new or list(WEIGHTS)
         if len(self.valid_steps()) < 2:
             kinds = [kind for kind in kinds if kind not in ("flip", "truncate", "remove")] or ["kill"]
         return self.random.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
 
     def strike(self, kind: str) -> None:
+        """One fault, or two: a rank is killed before a checkpoint is damaged or its successors while they start."""
         ranks = self.ranks()
         if kind == "stop":
+            self.happened.append("stop")
             number = self.random.choice([signal.SIGTERM, signal.SIGUSR1])
             self.stop(number, self.random.choice([self.process.pid, *ranks]))
             self.start()
         else:
+            self.happened.append("hang" if kind == "hang" else "kill")
             os.kill(self.random.choice(ranks), signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
             self.wait(lambda: not set(ranks) & set(self.ranks()), "the lost rank's peers end")
         if kind == "kill while starting":
             self.wait(self.ranks, "the ranks start again")
             time.sleep(self.random.uniform(0, 3))
             os.kill(self.random.choice(self.ranks()), signal.SIGKILL)
+            self.happened.append(kind)
         elif kind in ("flip", "truncate", "remove"):
             self.damage(kind)  # before the next ranks have imported what reads it
-        self.happened.append(kind)
+            self.happened.append(kind)
 
     def damage(self, kind: str) -> None:
         """To a file of the newest step; another one is valid."""
