@@ -40,9 +40,14 @@ def snapshot(step: int, fragments: Iterable[Fragment], lanes: dict[int, torch.Te
         begin = size * fragment.replica // fragment.replicas
         end = size * (fragment.replica + 1) // fragment.replicas
         if begin < end:
-            copies = {key: tensor[begin:end].detach().cpu().clone() for key, tensor in fragment.tensors.items()}
+            copies = {key: _copied(tensor[begin:end]) for key, tensor in fragment.tensors.items()}
             parameters[fragment.name] = (fragment.offset + begin, copies)
-    return Snapshot(step, parameters, {lane: buffer.cpu().clone() for lane, buffer in lanes.items()}, content)
+    return Snapshot(step, parameters, {lane: _copied(buffer) for lane, buffer in lanes.items()}, content)
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """In the CPU's memory, copied exactly once wherever it came from: training waits for this."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 class Writer:
