@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import threading
 from pathlib import Path
@@ -46,7 +47,8 @@ def test_what_the_user_has_set_stays(given, left):
 
 def record_gloo(world: World, folder: Path) -> Path | None:
     world.sum(torch.ones(3))
-    return flight_recorder.dump(folder, world.rank, torch._C._distributed_c10d._dump_fr_trace)
+    record = functools.partial(torch._C._distributed_c10d._dump_fr_trace, includeStackTraces=False)
+    return flight_recorder.dump(folder, world.rank, record)
 
 
 @pytest.mark.skipif(not hasattr(torch._C._distributed_c10d, "_dump_fr_trace"), reason="this torch records NCCL only")
