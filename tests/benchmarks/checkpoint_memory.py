@@ -115,9 +115,10 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("docs/benchmarks/checkpoint_memory.json"), help="file to write")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     options = parser.parse_args()
     found: dict[str, dict[str, dict]] = {}
-    for engine in ENGINES:
+    for engine in options.engines:
         for ranks in RANKS:
             with tempfile.TemporaryDirectory() as folder:
                 result = measure(Path(folder), engine, ranks, options.width, options.depth)
