@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.ranks import run_ranks
+from upscale import distributed
 from upscale.distributed import World, placement
 from upscale.errors import LaunchError
 
@@ -130,3 +134,14 @@ def test_a_world_of_one_needs_no_process_group():
         4,
     )
     world.barrier()
+
+
+def test_a_first_rank_that_hangs_does_not_keep_those_who_ask_for_the_lost(monkeypatch):
+    """A store that accepts a request and never answers, as that of a stopped process does."""
+    monkeypatch.setattr(distributed, "FAREWELL_SECONDS", 0.5)
+    world = World(1, 3, torch.device("cpu"), "test")
+    world.store = SimpleNamespace(set_timeout=lambda _: None, set=lambda *_: threading.Event().wait())
+    assert world.silent_ranks() == [0]
+    answering = SimpleNamespace(set_timeout=lambda _: None, set=lambda *_: None, check=lambda keys: keys != ["lost/2"])
+    world.store = answering
+    assert world.silent_ranks() == [2]
