@@ -129,7 +129,7 @@ def test_reinitialized_and_frozen_parts_at_every_engine_and_stage(folder):
     kinds["fsdp"] = {**kind, "engine__name": "fsdp"}
     fresh = dict(parametrization.build(common.config(**kind)).named_parameters())
     taken = upscale.load(folder / "weights.safetensors").state_dict()
-    results = run_ranks(initialized, 2, kinds)
+    results = run_ranks(initialized, 2, kinds, timeout_seconds=400)
     for label in kinds:
         begin, end = (common.whole([rank[label][when] for rank in results], "weight") for when in ("begin", "end"))
         for name in fresh:
