@@ -183,3 +183,21 @@ def test_a_written_config_loads_as_itself(tmp_path):
     assert config_files.load(tmp_path / "config.yaml") == config
     versions = yaml.safe_load((tmp_path / "config.yaml").read_text())["versions"]
     assert set(versions) >= {"upscale", "torch", "deepspeed", "mup", "python", "commit"}
+
+
+def test_corpora_and_fine_tuning_mistakes_are_all_reported():
+    """Each line names the key, what was given and what to do; the shipped fine-tuning configs have none."""
+    found = problems(
+        "data.kind=corpus",
+        "optimizer.freeze=[embeddings, attention, ff, norms, head]",
+        "init.reinitialize=[head, head]",
+        "optimizer.layer_decay=1.5",
+    )
+    text = "\n".join(found)
+    assert found[0] == "4 problems in the config:", text
+    assert "data.corpora: is empty, but data.kind is corpus" in text
+    assert "optimizer.layer_decay: input should be less than or equal to 1, given 1.5" in text
+    assert "names a part twice" in text and "without init.from every part is random already" in text
+    assert "leave a part that can learn" in problems("optimizer.freeze=[embeddings, attention, ff, norms, head]")[1]
+    assert "128 is too small for corpora" in "".join(problems("data.kind=corpus", "model.vocabulary=128"))
+    assert "is read with data.kind=corpus only" in problems("data.corpora=[{path: data/wp}]")[1]

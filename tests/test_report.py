@@ -281,9 +281,9 @@ def test_several_runs_and_equal_names(tmp_path):
 
 def test_a_fine_tuned_run_is_not_called_zero_shot(tmp_path):
     run = make_run(tmp_path / "run", scores=[score_line("wp", 2.5, split="excerpt")])
-    (run / "config.yaml").write_text("data: {kind: corpus, corpus: wp}\n")
+    (run / "config.yaml").write_text("data: {kind: corpus, corpora: [{path: data/wp}]}\n")
     text = report.write([run], tmp_path / "out").read_text(encoding="utf-8")
-    assert "rows of its corpus (wp)" in text and "its score on that text is not zero-shot" in text
+    assert "rows of its corpus (data/wp)" in text and "its score on that text is not zero-shot" in text
 
 
 def test_more_runs_than_colours_stay_apart():

@@ -23,6 +23,7 @@ from upscale.config_base import (
     Share,
     integral,
 )
+from upscale.config_finetuning import CorpusConfig, Part, problems_of_fine_tuning
 from upscale.config_sources import LSTM, Source, problems_of_sources
 
 BYTES = 256
@@ -98,6 +99,14 @@ class OptimizerConfig(Section):
     """AdamW's decoupled weight decay."""
     clip: Positive = 1.0
     """Largest global gradient norm."""
+    z_loss: NotNegative = 0.0
+    """Coefficient of the mean squared log of the softmax's denominator, added to the loss in nats against output logits
+    that drift away (Chowdhery et al. 2022 use 1e-4); 0: none. The logged loss is without it."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate for each step away from the head: depth of them for the first block, one more for the
+    embeddings; 1: none."""
+    freeze: list[Part] = []
+    """Parts that keep their weights; they take no part in the gradient's norm."""
     max_skipped_steps: CountOrZero = 20
     """Steps in a row that may be skipped, for a non-finite loss or gradient or as spikes, before the run stops."""
     spike: SpikeConfig | None = None
@@ -135,8 +144,12 @@ class ResetConfig(Section):
 
 
 class DataConfig(Section):
-    kind: Literal["synthetic"] = "synthetic"
-    """Where rows come from."""
+    kind: Literal["synthetic", "corpus"] = "synthetic"
+    """Where rows come from: sources that write them as training goes, or random windows of prepared texts."""
+    corpora: list[CorpusConfig] = []
+    """corpus only: the texts. The keys below other than `lanes` are for synthetic rows only."""
+    split: Literal["train", "validation", "test"] = "train"
+    """corpus only: which part of the texts is trained on."""
     lanes: Count = 64
     """Independent buffers; at least one per rank. The lanes, not the ranks, decide which rows are trained on."""
     draw: Count | Auto = AUTO
@@ -200,15 +213,20 @@ class TrackingConfig(Section):
     """Steps between logged lines."""
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """Where Weights & Biases keeps its copy of the metrics."""
+    stability: bool = False
+    """Log the largest attention logit, the activations' size and the gate of every block at each logged step, from an
+    extra forward pass over two rows a rank."""
     samples: CountOrZero = 8
     """Rows of the sources' output written to samples/ at each evaluation."""
 
 
 class InitConfig(Section):
-    from_: Annotated[str | None, Field(alias="from")] = None
-    """A run directory to take the weights from; null: random weights."""
+    from_: Annotated[str | None, Field(alias="from", min_length=1)] = None
+    """A run directory, or a file of `upscale export`, to take the weights from; null: random weights."""
     step: Count | Literal["newest"] = "newest"
-    """Which of that run's checkpoints."""
+    """Which of that run's checkpoints; a milestone is kept for ever."""
+    reinitialize: list[Part] = []
+    """Parts that start from random weights (of this run's seed) all the same."""
 
 
 class Config(Section):
@@ -308,6 +326,7 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
                 "switch it off with evaluation.every=0",
             )
         )
+    found += problems_of_fine_tuning(sections)
     if run and run.dir != AUTO and not run.dir.strip():
         found.append(("run.dir", "is empty; give a folder or auto"))
     return found

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from upscale import config_files
 from upscale.checkpoint import manifest
 from upscale.config import Config
@@ -18,12 +16,14 @@ if TYPE_CHECKING:  # commands that only look at files start without torch
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 
-# What a checkpoint's weights and lanes depend on. Everything else may change from one start to the next.
+# What a checkpoint's weights and lanes depend on. Everything else may change from one start to the next; that corpora
+# are still the same is checked by their content (data.py), since folders move.
 FIXED_KEYS = {
     "run": ("seed",),
     "model": ("width", "depth", "heads", "context", "vocabulary", "plain_blocks", "group_blocks", "qk_norm"),
     "mup": ("base_width", "enabled"),
     "data": ("kind", "lanes", "draw", "enrich", "buffer", "reset", "iterate", "sources"),
+    "init": ("from", "step", "reinitialize"),
 }
 
 
@@ -84,11 +84,11 @@ def _enter(directory: Path, config: Config) -> list[str]:
         )
     notes = []
     if saved.is_file() and has_steps:
-        try:
-            old = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"{saved} is damaged ({error}); restore it or choose another run.dir.") from None
-        different = changes({k: v for k, v in old.items() if k != "versions"}, config_files.as_tree(config))
+        try:  # as a config, so that keys which did not exist yet have their defaults
+            old = config_files.as_tree(config_files.load(saved))
+        except UserError as error:
+            raise UserError(f"{saved} is damaged; restore it or choose another run.dir: {error}") from None
+        different = changes(old, config_files.as_tree(config))
         fixed = [f"  {key}: was {old!r}, now {new!r}" for key, (old, new) in different.items() if is_fixed(key)]
         if fixed:
             raise UserError(

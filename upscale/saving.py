@@ -14,10 +14,11 @@ from upscale.checkpoint import manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.writer import Writer, snapshot
 from upscale.config import Config
+from upscale.data import Rows
 from upscale.distributed import World
 from upscale.engines import STATES, Engine
 from upscale.errors import UserError
-from upscale.lanes import Lanes
+from upscale.initialization import Initialization
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Counters:
 class Saver:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Lanes):
+    def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Rows):
         self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
         self.folder = directory / run_directory.CHECKPOINTS
         self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
@@ -85,7 +86,7 @@ class Saver:
         seconds, self._blocking_seconds = self._blocking_seconds, 0.0
         return seconds
 
-    def resume(self) -> tuple[Counters, list[str]]:
+    def resume(self, initialization: Initialization | None) -> tuple[Counters, list[str]]:
         """Restore the newest valid checkpoint, or take the weights that init.from names, or start from nothing.
 
         Returns the counters and what the user should be told. Raises UserError when there are checkpoints but none can
@@ -112,8 +113,8 @@ class Saver:
                 f"no checkpoint in {self.folder} can be used:\n" + "\n".join(f"  {note}" for note in notes) + "\n"
                 "Restore one, or start a new run with another run.name or run.dir."
             )
-        if self.config.init.from_ is not None:
-            notes.append(self._initialize(Path(self.config.init.from_)))
+        if initialization:
+            notes += initialization.load(self.config, self.engine, self.world)
         return Counters(), notes
 
     def roll_back(self) -> tuple[Counters | None, list[str]]:
@@ -133,20 +134,3 @@ class Saver:
         reader.load(self.engine.fragments(), STATES)
         self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
         return reader
-
-    def _initialize(self, run: Path) -> str:
-        """Take the weights of another run's checkpoint; moments, lanes and counters start anew."""
-        folder, step = run / run_directory.CHECKPOINTS, self.config.init.step
-        try:
-            if step == "newest":
-                found = manifest.newest_valid(folder, self.world)
-                if not found:
-                    raise UserError(f"init.from: {run} has no valid checkpoint. Give a run directory with one.")
-            else:
-                path = manifest.step_folder(folder, step)
-                found = path, manifest.verify(path, self.world)
-            Reader(*found).load(self.engine.fragments(), ("weight",))
-        except manifest.InvalidCheckpoint as error:
-            raise UserError(f"init.from: {error}") from None
-        self.engine.loaded(None)
-        return f"weights taken from {found[0]}"

@@ -21,14 +21,17 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import torch
 
 from upscale import (
     command,
     config_files,
+    data,
     engines,
     flight_recorder,
+    initialization,
     interrupt,
     lanes,
     planning,
@@ -41,11 +44,12 @@ from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import suite
 from upscale.evaluation.table import summary
 from upscale.model import parametrization
-from upscale.model.transformer import row_losses
+from upscale.model.transformer import row_losses, row_z_losses
 from upscale.randomness import Purpose, Stream
 from upscale.saving import Saver
 from upscale.sources.sample import printable
 from upscale.spikes import SpikeGuard
+from upscale.stability import Observer
 from upscale.timing import Stopwatch, peak_memory_gib
 from upscale.tracking import Tracker
 from upscale.watchdog import Watchdog
@@ -63,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{ranks} ranks for data.lanes = {most}, but a lane never spans ranks. Start at most {most} ranks, or "
             f"begin a new run with data.lanes={ranks} or more."
         )
+    rows, initial = data.opened(config), initialization.wanted(config)
     datasets = (
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
@@ -71,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
     os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
     world = World.join(timeout_seconds=timeout_seconds)
-    trainer = Trainer(config, world, datasets, stop)
+    trainer = Trainer(config, world, datasets, rows, initial, stop)
     try:
         with trainer.watchdog:
             code = trainer.run()
@@ -102,7 +107,15 @@ class StopRequest:
 class Trainer:
     """Everything a run is made of, and the loop over it."""
 
-    def __init__(self, config: Config, world: World, datasets: list, stop: StopRequest):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        datasets: list,
+        rows: Callable[..., data.Rows],
+        initial: initialization.Initialization | None,
+        stop: StopRequest,
+    ):
         self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
         self.directory, notes = run_directory.open_directory(config, world)
         if world.device.type == "cuda":
@@ -114,20 +127,22 @@ class Trainer:
         if self.compiled:
             model.compile_blocks()
         self.engine = engines.create(config, model, world)
+        self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-        self.lanes = lanes.from_config(config, owned, world.device)
+        self.lanes = rows(owned, world.device)
         self.most_lanes = math.ceil(config.data.lanes / world.size)
         most_rows = schedule.full_batch_size(config.schedule, config.data.lanes) // config.data.lanes * self.most_lanes
         self.micro_batch = planning.micro_batch(config, world.device, most_rows, world.size)
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
-        self.counters, more_notes = self.saver.resume()
+        self.counters, more_notes = self.saver.resume(initial)
         self.skipped_in_a_row = 0
         self.spike_guard = SpikeGuard(config.optimizer.spike, world, self.saver)
         self.tracker = Tracker(config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id)
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
-        for note in [self.introduction(), *notes, *more_notes]:
+        overlaps = data.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
+        for note in [self.introduction(), *notes, *more_notes, *overlaps]:
             self.tracker.note(note)
 
     def lost(self, silent: list[int]) -> str:
@@ -181,8 +196,9 @@ class Trainer:
             stopping, finished = self.world.any(self.stop.signal is not None), self.finished()
             if self.counters.step % self.config.tracking.log_every == 0 or finished:
                 bits = self.world.sum(loss).item() / math.log(2)  # the one wait for the GPU
+                observed = self.observe(rows, active)
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
-                self.log(bits, report, batch, active)
+                self.log(bits, report, batch, active, observed)
             else:
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
             if not stopping and (
@@ -222,6 +238,8 @@ class Trainer:
             logits = self.engine.logits(rows[part, :-1], active, row_keys=None if keys is None else keys[part])
             share = (row_losses(logits, rows[part, 1:]) * weights[part]).sum()
             loss += share.detach()
+            if self.config.optimizer.z_loss:
+                share = share + self.config.optimizer.z_loss * (row_z_losses(logits) * weights[part]).sum()
             last = index == passes - 1
             if last and self.spike_guard.judge(loss, self.counters.recent_losses):
                 share = share * math.nan  # so that every engine skips the step as one that is not finite
@@ -265,7 +283,14 @@ class Trainer:
             self.tracker.note(note)
         return rolled_back
 
-    def log(self, bits: float, report: engines.StepReport, batch: int, active: int) -> None:
+    def observe(self, rows: torch.Tensor, active: int) -> dict:
+        """What `tracking.stability` adds to a logged step, of the model after the step."""
+        if not self.observer:
+            return {}
+        self.engine.train_mode(False)
+        return self.observer.observe(self.engine.logits, rows, active, self.world)
+
+    def log(self, bits: float, report: engines.StepReport, batch: int, active: int, observed: dict) -> None:
         """One object of metrics.jsonl: the last step's loss, and the mean speed since the last logged step."""
         model, seen = self.config.model, self.counters.instances
         step_seconds = self.seconds / self.steps
@@ -292,6 +317,7 @@ class Trainer:
             "world_size": self.world.size,
             "skipped_steps": self.counters.skipped_steps,
             "spikes": len(self.counters.spikes),
+            **observed,
         }
         self.seconds, self.steps = 0.0, 0
         self.tracker.metrics(record, max(0, self.config.schedule.instances - seen) / batch * step_seconds)

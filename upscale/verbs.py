@@ -68,6 +68,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     from upscale import report as room
+    from upscale.report import comparison
 
     parser = command.parser("report", "Curves and tables of one or more runs as one self-contained HTML page and PNGs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
@@ -76,16 +77,19 @@ def report(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        page = room.write(options.runs, options.to)
+        runs = room.read_runs(options.runs)
+        page = room.write_page(runs, options.to)
     except ValueError as error:
         raise UserError(str(error)) from None
+    for pair in comparison.pairs(runs):
+        print(f"{pair.pretrained.name} against {pair.scratch.name}\n" + "\n".join(comparison.sentences(pair)))
     print(f"report written to {page}")
     return 0
 
 
 def sample(arguments: list[str]) -> int:
-    from upscale import lanes
-    from upscale.sources.sample import sample_lines
+    from upscale import data, lanes
+    from upscale.sources.sample import printable, sample_lines
 
     parser = command.parser(
         "sample", "Print rows that a config's sources write, as a model in training would get them."
@@ -118,6 +122,9 @@ def sample(arguments: list[str]) -> int:
         print(write(rows, options.to))
         return 0
     config = config_files.load(options.config, options.overrides).resolved()
+    if config.data.kind == "corpus":
+        print("\n".join(printable(data.opened(config)(range(1), "cpu").draw(options.rows))))
+        return 0
     lane = lanes.from_config(config, range(1), "cuda" if torch.cuda.is_available() else "cpu")
     for _ in range(rounds - 1):
         lane.draw(1)

@@ -65,9 +65,9 @@ def coordinates(
     return sizes, logits
 
 
-def plain(width: int, mup: bool) -> dict[str, float]:
+def plain(width: int, mup: bool, **changes: object) -> dict[str, float]:
     """Coordinates after STEPS steps of torch.optim.AdamW."""
-    chosen = config(width, mup)
+    chosen = config(width, mup, **changes)
     model = parametrization.build(chosen)
     optimizer = torch.optim.AdamW(
         [
@@ -95,7 +95,7 @@ def slopes(mup: bool, measure: Callable[[int, bool], dict[str, float]] = plain) 
 
 
 def slope(values: list[float]) -> float:
-    x = [math.log2(width) for width in WIDTHS]
+    x = [math.log2(width) for width in WIDTHS[: len(values)]]
     y = [math.log2(value) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)

@@ -71,6 +71,12 @@ def test_equals_a_loop_over_slices():
         results = measure(predict, strings, positions, context=16, world=SINGLE, batch_rows=10)
         assert [result.bits_per_character for result in results] == pytest.approx(expected, rel=1e-12)
         assert [result.samples for result in results] == [37, 50]
+        assert results[0].groups == ()  # some of the 20 stretches would have a single slice
+        stretches = [positions[1][np.arange(50) * 20 // 50 == group].tolist() for group in range(20)]
+        by_stretch = [
+            reference.bits_per_character(probabilities, strings[1].tobytes(), places, 16) for places in stretches
+        ]
+        assert results[1].groups == pytest.approx(by_stretch, rel=1e-12)
 
 
 def test_standard_error_is_that_of_the_mean():

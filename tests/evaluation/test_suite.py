@@ -19,7 +19,8 @@ from upscale.evaluation.markov import in_context
 SINGLE = World.single()
 FIELDS = [
     "task", "split", "bits_per_character", "standard_error", "markov_bits_per_character", "markov_order",
-    "markov_published_bits_per_character", "markov_published_order", "optimal_bits_per_character", "samples", "skipped",
+    "markov_published_bits_per_character", "markov_published_order", "optimal_bits_per_character", "samples",
+    "group_bits_per_character", "digest", "skipped",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests import tiny
-from tests.benchmarks.coordinate_check import WIDTHS, slopes
+from tests.benchmarks.coordinate_check import WIDTHS, plain, slope, slopes
 from upscale import config_files
 from upscale.model import parametrization
 
@@ -19,9 +19,9 @@ def config(width: int, **changes: object):
     return tiny.config(model__width=width, mup__base_width=BASE_WIDTH, **changes)
 
 
-def with_infinite_shapes(width: int):
+def with_infinite_shapes(width: int, **changes: object):
     """Our model as `mup` sees it, from a base model and one of another width."""
-    model, base, delta = (parametrization.build(config(w)) for w in (width, BASE_WIDTH, 2 * BASE_WIDTH))
+    model, base, delta = (parametrization.build(config(w, **changes)) for w in (width, BASE_WIDTH, 2 * BASE_WIDTH))
     mup.set_base_shapes(model, base, delta=delta, rescale_params=False, do_assert=False)
     return model
 
@@ -33,14 +33,15 @@ def test_every_parameter_has_exactly_one_role():
         parametrization.role_of("blocks.0.new.weight")
 
 
+@pytest.mark.parametrize("qk_norm", ["false", "true"])
 @pytest.mark.parametrize("width", [32, BASE_WIDTH, WIDTH])
-def test_learning_rate_and_weight_decay_equal_mup(width):
+def test_learning_rate_and_weight_decay_equal_mup(width, qk_norm):
     """Against the groups that mup.MuAdamW makes of the same parameters."""
-    model = with_infinite_shapes(width)
+    model = with_infinite_shapes(width, model__qk_norm=qk_norm)
     oracle = mup.MuAdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     expected = {id(p): (group["lr"], group["weight_decay"]) for group in oracle.param_groups for p in group["params"]}
     seen = []
-    for group in parametrization.parameter_groups(model, config(width)):
+    for group in parametrization.parameter_groups(model, config(width, model__qk_norm=qk_norm)):
         for name in group.names:
             parameter = model.get_parameter(name)
             assert (group.learning_rate, group.weight_decay) == pytest.approx(expected[id(parameter)]), name
@@ -93,6 +94,51 @@ def test_groups_follow_the_wake_up_groups():
     }
 
 
+def test_parts_cover_every_parameter_once():
+    """By the names of the modules, written out here; the head's bias is the head's, a query's norm the attention's."""
+    model = parametrization.build(config(64, model__qk_norm="true"), "meta")
+    for name, _ in model.named_parameters():
+        words = name.split(".")
+        expected = {
+            "token_embedding": "embeddings",
+            "position_embedding": "embeddings",
+            "head": "head",
+        }.get(words[0]) or {
+            "attention": "attention",
+            "feedforward_in": "ff",
+            "feedforward_out": "ff",
+            "attention_norm": "norms",
+            "feedforward_norm": "norms",
+            "gate": "gates",
+        }[words[3] if words[2] == "block" else words[2]]
+        assert parametrization.part_of(name) == expected, name
+    with pytest.raises(LookupError, match="blocks.0.new.weight"):
+        parametrization.part_of("blocks.0.new.weight")
+
+
+def test_layer_decay_counts_steps_from_the_head():
+    """Six blocks and 0.5: the head's rate as it was, the last block's halved, the embeddings' halved seven times; muP's
+    ratios and weight decays stay."""
+    plain, decayed = (
+        {name: group for group in parametrization.parameter_groups(model, chosen) for name in group.names}
+        for chosen in (config(WIDTH), config(WIDTH, optimizer__layer_decay=0.5))
+        for model in [parametrization.build(chosen, "meta")]
+    )
+    for name, group in decayed.items():
+        steps = {"head": 0, "token_embedding": 7, "position_embedding": 7}.get(name.split(".")[0])
+        steps = 6 - int(name.split(".")[1]) if steps is None else steps
+        assert group.learning_rate == pytest.approx(plain[name].learning_rate * 0.5**steps), name
+        assert group.weight_decay == plain[name].weight_decay and group.wake_group == plain[name].wake_group
+
+
+def test_frozen_parts_are_groups_of_their_own_without_rates():
+    chosen = config(WIDTH, optimizer__freeze="[ff, embeddings]")
+    for group in parametrization.parameter_groups(parametrization.build(chosen, "meta"), chosen):
+        frozen = {parametrization.part_of(name) in ("ff", "embeddings") for name in group.names}
+        assert frozen == {group.frozen}
+        assert (group.learning_rate == group.weight_decay == 0) == group.frozen
+
+
 def test_weights_depend_on_the_seed_alone():
     one, same, other = (parametrization.build(tiny.config(run__seed=seed)) for seed in (1, 1, 2))
     pairs = list(zip(one.parameters(), same.parameters(), strict=True))
@@ -107,6 +153,13 @@ def test_coordinates_are_flat_over_widths_with_mup_and_not_without():
     flat, steep = slopes(mup=True), slopes(mup=False)
     assert max(abs(slope) for slope in flat.values()) < 0.2, flat
     assert max(steep.values()) > 0.4, steep
+
+
+def test_coordinates_are_flat_with_normalised_queries_and_keys():
+    """The same check with model.qk_norm, up to width 512: heads of one size, so that 1/sqrt(k) for 1/k is no slope."""
+    sizes = {width: plain(width, True, model__qk_norm="true") for width in WIDTHS[:-1]}
+    flat = {name: slope([sizes[width][name] for width in sizes]) for name in sizes[WIDTHS[0]]}
+    assert max(abs(value) for value in flat.values()) < 0.2, flat
 
 
 def test_shipped_widths_keep_learning_rate_times_decay():

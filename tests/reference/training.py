@@ -11,13 +11,16 @@ from upscale.model.transformer import row_losses
 
 
 class PlainTrainer:
-    """torch.optim.AdamW over the whole batch at once; a sleeping group is simply not given to the optimizer yet."""
+    """torch.optim.AdamW over the whole batch at once; a sleeping group is simply not given to the optimizer yet, and a
+    frozen one needs no gradient."""
 
     def __init__(self, config: Config):
         self.config = config
         self.model = parametrization.build(config)
         self.optimizers: dict[int, torch.optim.AdamW] = {}
         self.groups = parametrization.parameter_groups(self.model, config)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(parametrization.part_of(name) not in config.optimizer.freeze)
 
     def step(self, rows: torch.Tensor, instances: int) -> float:
         """Train on rows (rows, context + 1); the mean loss in nats per token."""
@@ -25,9 +28,10 @@ class PlainTrainer:
         awake = schedule.awake_groups(instances, self.config.schedule)
         active = schedule.active_blocks(instances, self.config.schedule, self.config.model)
         factor = schedule.learning_rate_factor(instances, self.config.schedule)
-        loss = row_losses(self.model(rows[:, :-1], active), rows[:, 1:]).sum() / rows[:, 1:].numel()
+        logits = self.model(rows[:, :-1], active)
+        loss = row_losses(logits, rows[:, 1:]).sum() / rows[:, 1:].numel()
         self.model.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + self.config.optimizer.z_loss * (logits.exp().sum(-1).log() ** 2).mean()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         for index, group in enumerate(self.groups):
             if group.wake_group <= awake:

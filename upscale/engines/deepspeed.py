@@ -17,7 +17,7 @@ import torch
 from upscale.config import Config
 from upscale.distributed import World
 from upscale.engines import Fragment, StepReport
-from upscale.engines.optimizer import ScheduledAdamW
+from upscale.engines.optimizer import ScheduledAdamW, freeze
 from upscale.errors import UserError
 from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
@@ -62,6 +62,7 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
         )
+        freeze(self.optimizer.groups, self.parameters)
         self.zero = self.engine.optimizer
         if self.stage == 3:
             partitions = enumerate(self.zero.fp32_partitioned_groups_flat)

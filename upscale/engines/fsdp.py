@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from upscale.config import AUTO, Config
 from upscale.distributed import World
 from upscale.engines import Fragment, StepReport
-from upscale.engines.optimizer import ScheduledAdamW
+from upscale.engines.optimizer import ScheduledAdamW, freeze
 from upscale.errors import UserError
 from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
@@ -48,6 +48,7 @@ class FSDPEngine:
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
         self.parameters: dict[str, DTensor] = dict(model.named_parameters())
+        freeze(groups, self.parameters)
         self.optimizer = ScheduledAdamW(config, groups, self.parameters, world.device)
         self.shards, self.shard = mesh.size(-1), mesh.get_local_rank(mesh.ndim - 1)
         self.replicas, self.replica = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)

@@ -78,3 +78,15 @@ class ScheduledAdamW:
     def restore(self, steps_taken: dict[int, int]) -> None:
         """Take the counters of a checkpoint."""
         self.steps_taken = {group: steps_taken[group] for group in self.steps_taken}
+
+
+def freeze(groups: list[ParameterGroup], parameters: dict[str, torch.Tensor]) -> None:
+    """Take frozen parameters out of the graph, and so out of the gradient's norm.
+
+    After the engine has taken the model over: DeepSpeed drops a parameter from its partitions that needed no gradient
+    before. There they then get a gradient of zero, which their group's rates of zero make harmless.
+    """
+    for group in groups:
+        if group.frozen:
+            for name in group.names:
+                parameters[name].requires_grad_(False)

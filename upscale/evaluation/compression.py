@@ -18,6 +18,8 @@ from upscale.distributed import World
 
 TOKENS = 256
 
+GROUPS, LEAST_IN_A_GROUP = 20, 2
+
 Predict = Callable[[torch.Tensor], torch.Tensor]
 """(rows, context - 1) int64 tokens on the world's device -> (rows, vocabulary >= 256) logits of the next token.
 
@@ -36,6 +38,9 @@ class Measurement:
     standard_error: float
     """Of the mean over slices, taken as independent; NaN for fewer than two slices."""
     samples: int
+    groups: tuple[float, ...] = ()
+    """Bits per character of GROUPS stretches of the string, each with as many of the slices: two models measured on the
+    same slices differ by less than their standard errors say, and these tell how surely. Empty for too few slices."""
 
 
 def target_positions(characters: int, *, context: int, slices: int, seed: int = 0) -> np.ndarray:
@@ -86,12 +91,16 @@ def measure(
         bits.append(_bits(predict, torch.from_numpy(windows).to(world.device).long()))
         if progress is not None:
             progress(call + 1, calls, labels[owners[batch[0]]] if labels else "")
-    mine_bits, mine_owners = torch.cat(bits).cpu().numpy()[real], owners[mine[real]]
-    sums = np.empty((3, len(data)))  # float64: bincount returns integers to a rank that has no rows of its own
+    counts = np.array([len(each) for each in positions])
+    groups = np.concatenate([np.arange(count) * GROUPS // max(count, 1) for count in counts])
+    mine_bits, mine = torch.cat(bits).cpu().numpy()[real], mine[real]
+    cells = owners[mine] * GROUPS + groups[mine]
+    # float64: bincount returns integers to a rank that has no rows of its own
+    sums = np.empty((3, len(data) * GROUPS))
     for row, weights in zip(sums, (np.ones_like(mine_bits), mine_bits, mine_bits**2), strict=True):
-        row[:] = np.bincount(mine_owners, weights=weights, minlength=len(data))
-    totals = world.sum(torch.from_numpy(sums).to(world.device)).cpu().numpy()
-    return [_measurement(count, total, squares) for count, total, squares in totals.T.tolist()]
+        row[:] = np.bincount(cells, weights=weights, minlength=len(data) * GROUPS)
+    totals = world.sum(torch.from_numpy(sums).to(world.device)).cpu().numpy().reshape(3, len(data), GROUPS)
+    return [_measurement(*totals[:, index]) for index in range(len(data))]
 
 
 def _windows(data: Sequence[np.ndarray], owners: np.ndarray, places: np.ndarray, context: int) -> np.ndarray:
@@ -118,7 +127,9 @@ def _bits(predict: Predict, windows: torch.Tensor) -> torch.Tensor:
         return log_probabilities.gather(1, target).squeeze(1) / -math.log(2)
 
 
-def _measurement(count: float, total: float, squares: float) -> Measurement:
+def _measurement(counts: np.ndarray, totals: np.ndarray, squares: np.ndarray) -> Measurement:
+    count, total = float(counts.sum()), float(totals.sum())
     mean = total / count
-    variance = max(squares - total * mean, 0.0) / (count - 1) if count > 1 else math.nan
-    return Measurement(mean, math.sqrt(variance / count), int(count))
+    variance = max(float(squares.sum()) - total * mean, 0.0) / (count - 1) if count > 1 else math.nan
+    groups = tuple((totals / counts).tolist()) if counts.min() >= LEAST_IN_A_GROUP else ()
+    return Measurement(mean, math.sqrt(variance / count), int(count), groups)

@@ -83,8 +83,9 @@ def evaluate(
     Each dataset contributes `slices` slices of `context` characters, or all there are if fewer. All ranks call this
     with the same arguments and get the same records, one a dataset: task, split, bits_per_character, standard_error,
     markov_bits_per_character and markov_order (corrected form), markov_published_bits_per_character and
-    markov_published_order, optimal_bits_per_character, samples, skipped (a reason, else None). Numbers are null where
-    skipped, and bits per character is null where the model's was not finite.
+    markov_published_order, optimal_bits_per_character, samples, group_bits_per_character and the string's digest (by
+    which two models are compared on the same slices), skipped (a reason, else None). Numbers are null and groups empty
+    where skipped; bits per character is null where the model's was not finite.
 
     Targets depend on the seed and the length of the string only, so evaluations of a run are paired, and baselines, on
     the same targets, are computed once a process. Raises EvaluationError for a slices, context or batch_rows that is
@@ -170,8 +171,14 @@ def _record(
         "markov_published_order": markov.published.order if measured else None,
         "optimal_bits_per_character": dataset.optimal_bits_per_character,
         "samples": measurement.samples if measured else None,
+        "group_bits_per_character": _groups(measurement) if measured else [],
+        "digest": dataset.digest[:16],
         "skipped": _reason(dataset, context),
     }
+
+
+def _groups(measurement: Measurement) -> list[float]:
+    return [round(bits, 5) for bits in measurement.groups] if math.isfinite(sum(measurement.groups)) else []
 
 
 def _finite(value: float) -> float | None:

@@ -39,12 +39,31 @@ ROLE_PATTERNS = {
     "gate": r"blocks\.\d+\.gate",
 }
 
+# What `init.reinitialize` and `optimizer.freeze` name. The norms of queries and keys belong to the attention.
+PART_PATTERNS = {
+    "embeddings": r"(token|position)_embedding\.weight",
+    "head": r"head\.(weight|bias)",
+    "attention": r"blocks\.\d+\.(block\.)?attention\..+",
+    "ff": r"blocks\.\d+\.(block\.)?feedforward_(in|out)\.(weight|bias)",
+    "norms": r"blocks\.\d+\.(block\.)?(attention|feedforward)_norm\.(weight|bias)",
+    "gates": r"blocks\.\d+\.gate",
+}
+
 
 def role_of(name: str) -> str:
     """The role of a parameter by its name; a name that is in no row of the table, or in two, is our bug."""
-    found = [role for role, pattern in ROLE_PATTERNS.items() if re.fullmatch(pattern, name)]
+    return _only(ROLE_PATTERNS, "roles", name)
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to, as `init.reinitialize` and `optimizer.freeze` name it."""
+    return _only(PART_PATTERNS, "parts", name)
+
+
+def _only(patterns: dict[str, str], what: str, name: str) -> str:
+    found = [key for key, pattern in patterns.items() if re.fullmatch(pattern, name)]
     if len(found) != 1:
-        raise LookupError(f"parameter {name!r} has {len(found)} roles; list it once in ROLE_PATTERNS")
+        raise LookupError(f"parameter {name!r} has {len(found)} {what}; list it once in the table of them")
     return found[0]
 
 
@@ -107,28 +126,41 @@ def wake_group_of(name: str, model: ModelConfig) -> int:
     return wake_group(int(block.group(1)), model) if block else 0
 
 
+def layer_factor(name: str, model: ModelConfig, layer_decay: float) -> float:
+    """`optimizer.layer_decay` to the power of a parameter's distance from the head: 1 for the head itself."""
+    block = re.match(r"blocks\.(\d+)\.", name)
+    if block:
+        return layer_decay ** (model.depth - int(block.group(1)))
+    return 1.0 if part_of(name) == "head" else layer_decay ** (model.depth + 1)
+
+
 @dataclass
 class ParameterGroup:
-    """Parameters that share a learning rate, a weight decay and the moment they wake."""
+    """Parameters that share a learning rate, a weight decay and the moment they wake; frozen ones have no rates."""
 
     names: list[str]
     learning_rate: float
     weight_decay: float
     wake_group: int
+    frozen: bool = False
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[ParameterGroup]:
     """Every parameter of the model in exactly one group, in a fixed order."""
     groups: dict[tuple, ParameterGroup] = {}
     for name, parameter in model.named_parameters():
-        chosen = rule(role_of(name), parameter.shape, config.model, config.mup)
-        key = (wake_group_of(name, config.model), chosen.learning_rate_multiplier, chosen.weight_decay_multiplier)
+        chosen, optimizer = rule(role_of(name), parameter.shape, config.model, config.mup), config.optimizer
+        frozen = part_of(name) in optimizer.freeze
+        rate = chosen.learning_rate_multiplier * layer_factor(name, config.model, optimizer.layer_decay)
+        rates = (0.0, 0.0) if frozen else (rate, chosen.weight_decay_multiplier)
+        key = (wake_group_of(name, config.model), *rates)
         if key not in groups:
             groups[key] = ParameterGroup(
                 names=[],
-                learning_rate=config.optimizer.learning_rate * chosen.learning_rate_multiplier,
-                weight_decay=config.optimizer.weight_decay * chosen.weight_decay_multiplier,
+                learning_rate=optimizer.learning_rate * rates[0],
+                weight_decay=optimizer.weight_decay * rates[1],
                 wake_group=key[0],
+                frozen=frozen,
             )
         groups[key].names.append(name)
     return list(groups.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 from upscale.files import write_atomically
 from upscale.report.figures import draw
 from upscale.report.page import build
-from upscale.report.runs import read_runs
+from upscale.report.runs import Run, read_runs
 
 
 def write(runs: Sequence[Path], to: Path) -> Path:
@@ -21,8 +21,11 @@ def write(runs: Sequence[Path], to: Path) -> Path:
     Raises ValueError, with what was given and what is allowed, for a path that is no run directory, a run without
     metrics, a damaged line (file and line) or a target that cannot be written.
     """
-    read = read_runs([Path(run) for run in runs])
-    to = Path(to)
+    return write_page(read_runs([Path(run) for run in runs]), Path(to))
+
+
+def write_page(read: Sequence[Run], to: Path) -> Path:
+    """As `write`, for runs that have been read."""
     try:
         to.mkdir(parents=True, exist_ok=True)
         # before the drawing, which takes seconds: can a file be made here at all?

@@ -68,6 +68,16 @@ _PANELS = (
     ),
     _Panel("loss", "gradient-norm", "Gradient norm", "grad_norm", "norm before clipping (L2)", smooth=True, log_y=True),
     _Panel(
+        *(
+            "loss",
+            "attention-logits",
+            "Largest attention logit",
+            "attention_logit_maximum",
+            "largest logit of any block",
+        ),
+        log_y=True,
+    ),
+    _Panel(
         "schedule",
         "active-blocks",
         "Active blocks",

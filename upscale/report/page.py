@@ -9,6 +9,7 @@ from html import escape
 
 import numpy
 
+from upscale.report import comparison
 from upscale.report.canvas import colour_of, smoothing_window
 from upscale.report.figures import Picture, tasks_of
 from upscale.report.runs import Run, TaskKey, task_title, value
@@ -49,7 +50,7 @@ corrected one; a difference within two standard errors counts as level.</p>"""
 def build(runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
     """The whole page. Everything that came from a file is escaped, and a policy forbids the page to fetch anything."""
     title = "Upscale report: " + ", ".join(run.name for run in runs)
-    body = [_headline(runs), "<h2>Runs</h2>", _runs_table(runs)]
+    body = [_headline(runs), comparison.section(runs), "<h2>Runs</h2>", _runs_table(runs)]
     body += [_section(name, heading, words, pictures) for name, heading, words in _SECTIONS[:1]]
     body += [_evaluations(runs, pictures)]
     body += [_section(name, heading, words, pictures) for name, heading, words in _SECTIONS[1:]]
@@ -155,7 +156,7 @@ def _panels(pictures: Sequence[Picture], section: str) -> str:
 
 
 def _evaluations(runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
-    parts = ["<h2>Zero-shot, task by task</h2>"]
+    parts = ["<h2>Task by task</h2>" if any(map(_is_corpus, runs)) else "<h2>Zero-shot, task by task</h2>"]
     tasks = tasks_of(runs)
     if tasks:
         parts.append(_SCORES)
@@ -270,7 +271,8 @@ def _is_corpus(run: Run) -> bool:
 def _sources(run: Run) -> str:
     """The kinds of source, with their weights where there are several; a corpus by its name."""
     if _is_corpus(run):
-        return escape(str(run.setting("data", "corpus") or "corpus"))
+        corpora = run.setting("data", "corpora") or []
+        return ", ".join(escape(str(corpus.get("path"))) for corpus in corpora if isinstance(corpus, dict)) or "corpus"
     given = run.setting("data", "sources")
     sources = [source for source in given if isinstance(source, dict)] if isinstance(given, list) else []
     if len(sources) < 2:

@@ -23,6 +23,7 @@ _METRICS_NUMBERS = (
     *("step", "instances", "tokens", "loss_bits_per_byte", "learning_rate", "global_batch", "active_blocks"),
     *("grad_norm", "step_seconds", "generate_seconds", "tokens_per_second", "tokens_per_second_per_device"),
     *("model_flops_utilization", "peak_memory_gib", "world_size", "skipped_steps"),
+    "attention_logit_maximum",
 )
 _EVALUATION_NUMBERS = (
     *("step", "instances", "bits_per_character", "standard_error", "markov_bits_per_character", "markov_order"),
