@@ -37,9 +37,6 @@ echo "   next 5 % are wp in what follows; from the pre-trained weights, then fro
 [ -f "$corpus/index.json" ] || upscale prepare wp --from upscale/evaluation/texts/wp.xz --to "$corpus"
 train --config configs/finetune_smoke.yaml run.dir="${run}_pretrained" run.name=pretrained init.from="$run"
 train --config configs/finetune_smoke.yaml run.dir="${run}_scratch" run.name=scratch
-for tuned in "${run}_pretrained" "${run}_scratch"; do
-    upscale evaluate --run "$tuned" --tasks wp --slices 2000
-done
 
 echo "== what pre-training was worth"
 upscale report "${run}_pretrained" "${run}_scratch" --to "$run/comparison"
