@@ -86,7 +86,7 @@ class Saver:
         seconds, self._blocking_seconds = self._blocking_seconds, 0.0
         return seconds
 
-    def resume(self, initialization: Initialization | None) -> tuple[Counters, list[str]]:
+    def resume(self, initialization: Initialization | None = None) -> tuple[Counters, list[str]]:
         """Restore the newest valid checkpoint, or take the weights that init.from names, or start from nothing.
 
         Returns the counters and what the user should be told. Raises UserError when there are checkpoints but none can
