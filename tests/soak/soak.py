@@ -92,8 +92,12 @@ class Soak:
         """Those that have not happened yet come first, so that a short run sees different ones."""
         new = [kind for kind in WEIGHTS if kind not in self.happened]
         kinds = new or list(WEIGHTS)
+        impossible = set()
         if len(self.valid_steps()) < 2:
-            kinds = [kind for kind in kinds if kind not in ("flip", "truncate", "remove")] or ["kill"]
+            impossible |= {"flip", "truncate", "remove"}
+        if len(self.ranks()) < 2:
+            impossible.add("hang")  # it takes another rank to notice
+        kinds = [kind for kind in kinds if kind not in impossible] or ["kill"]
         return self.random.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
 
     def strike(self, kind: str) -> None:
