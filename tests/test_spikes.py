@@ -12,7 +12,7 @@ from tests import tiny
 from tests.engines import common
 from tests.ranks import run_ranks
 from tests.reference.training import PlainTrainer
-from upscale import lanes, train
+from upscale import data, lanes, train
 from upscale.checkpoint import manifest
 from upscale.config import Config, SpikeConfig
 from upscale.distributed import World
@@ -36,7 +36,7 @@ def config(folder: Path, action: str, **changes: object) -> Config:
 
 def run(world: World, config: Config, spikes: tuple[int, ...] = SPIKES) -> dict:
     """`Trainer.run` with three times the loss, and gradient, in the given steps."""
-    trainer = train.Trainer(config, world, [], train.StopRequest())
+    trainer = train.Trainer(config, world, [], data.opened(config), None, train.StopRequest())
 
     def multiplied(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return common.row_losses(logits, targets) * (3 if trainer.counters.step + 1 in spikes else 1)
