@@ -89,6 +89,9 @@ def test_a_measured_utilization_is_used(plan, tmp_path):
     metrics.write_text("".join(f'{{"model_flops_utilization": {share}}}\n' for share in (0.1, 0.1, 0.3, 0.32, 0.31)))
     assert "31% of 989 TFLOP/s (measured" in plan("--config", "configs/w384.yaml", "--measured", metrics)
     metrics.write_text('{"model_flops_utilization": null}\n')
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("not JSON\n{}\n")
+    assert "broken.jsonl cannot be read" in plan("--measured", broken, expect=2)
     assert "holds no model_flops_utilization" in plan("--measured", metrics, expect=2)
 
 

@@ -115,7 +115,7 @@ def _utilization(options: argparse.Namespace) -> tuple[float, str]:
         return share, "assumed" if options.utilization is None else "given"
     path = options.measured
     try:
-        records = read_json_lines(path) if path.suffix == ".jsonl" else [json.loads(path.read_text())]
+        records = list(read_json_lines(path)) if path.suffix == ".jsonl" else [json.loads(path.read_text())]
     except (OSError, ValueError) as error:
         raise UserError(f"--measured {path} cannot be read: {error}") from None
     found = [record.get("model_flops_utilization") for record in records if isinstance(record, dict)]
