@@ -16,6 +16,7 @@ import torch
 
 from upscale.compiled import triton_found
 from upscale.randomness import Purpose, Stream
+from upscale.sources import native
 from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled, filled_up
 from upscale.sources.tokens import token_dtype
 
@@ -52,10 +53,10 @@ class RecurrentSource(AutoregressiveSource):
     gate_factors: tuple[int, ...]
     """One for a gate through a sigmoid, two for one through tanh(x) = 2 sigmoid(2x) - 1, in PyTorch's order."""
 
-    def __init__(self, *, fused: bool = True, **arguments: object) -> None:
-        """With `fused`, all is done in one launch where it can be: on a GPU with Triton, up to 256 tokens."""
+    def __init__(self, *, eager: bool = False, **arguments: object) -> None:
+        """With `eager`, by PyTorch's operations one step after another, whatever else the machine has."""
         super().__init__(**arguments)
-        self.fused = fused
+        self.eager = eager
 
     def program(self, stream: Stream) -> Program:
         """The stream's random programs."""
@@ -77,19 +78,31 @@ class RecurrentSource(AutoregressiveSource):
             head_bias=drawn(Purpose.HEAD_BIAS, self.vocabulary),
         )
 
-    def _is_fused(self, device: torch.device) -> bool:
-        return self.fused and device.type == "cuda" and triton_found() and self.vocabulary <= MOST_FUSED_TOKENS
+    def method(self, device: torch.device) -> str:
+        """How rows are written on a device: fused, native or eager. Each has its own roundings.
+
+        `fused` needs a GPU, Triton and at most 256 tokens, `native` a CPU and a C compiler.
+        """
+        if device.type == "cuda" and not self.eager and triton_found() and self.vocabulary <= MOST_FUSED_TOKENS:
+            return "fused"
+        if device.type == "cpu" and not self.eager and native.available():
+            return "native"
+        return "eager"
 
     def _lanes_at_once(self, device: torch.device, lanes: int, rows: int) -> int:
-        return lanes if self._is_fused(device) else super()._lanes_at_once(device, lanes, rows)
+        return lanes if self.method(device) == "fused" else super()._lanes_at_once(device, lanes, rows)
 
     def _write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        if not self._is_fused(stream.device):
+        method = self.method(stream.device)
+        if method == "eager":
             return super()._write(stream, conditions, seeds)
-        from upscale.sources import fused
+        if method == "fused":
+            from upscale.sources.fused import write
+        else:
+            from upscale.sources.native import write
 
         heights = self._heights(stream, conditions.shape[1], conditions.shape[2] - self.seed_tokens)
-        tokens = fused.write(self.program(stream), conditions, seeds, heights, self.temperature)
+        tokens = write(self.program(stream), conditions, seeds, heights, self.temperature)
         return tokens.to(token_dtype(self.vocabulary))
 
     def _walk(self, stream: Stream, rows: int, length: int) -> "_Step":
