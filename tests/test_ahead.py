@@ -84,6 +84,20 @@ def test_a_schedules_growth_is_followed_without_a_wrong_guess(tmp_path):
     assert len(set(batches)) > 3 and sum(batches) == metrics(tmp_path / "thread")[-1]["instances"]
 
 
+def test_a_run_resumed_in_another_mode_has_the_same_losses(tmp_path):
+    """Against one run in turn: six steps with workers, the others with a thread."""
+    run_ranks(_resumed, 1, tmp_path)
+    assert losses(tmp_path / "ahead") == losses(tmp_path / "none")
+    assert len(losses(tmp_path / "none")) == 12
+
+
+def _resumed(world, folder):
+    for name, mode, steps in (("none", "none", None), ("ahead", "workers", 6), ("ahead", "thread", None)):
+        changes = dict(run__dir=folder / name, data__ahead=mode, data__sources=MIXTURE, run__seed=4)
+        config = tiny.config(**changes, **({"run__steps": steps} if steps else {}))
+        program.Trainer(config, world, [], data.opened(config), None, program.StopRequest()).run()
+
+
 def _trained(world, folder):
     growing = dict(schedule__batch__end=60, schedule__batch__to=144, data__draw=1, schedule__instances=200, run__seed=4)
     with pytest.MonkeyPatch.context() as patch:
@@ -168,7 +182,12 @@ def alive(pid):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["TERM", "INT", "KILL"]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 75, id="TERM"),
+        pytest.param(signal.SIGINT, 130, id="INT", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, id="KILL", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_end_with_their_rank_however_it_ends(tmp_path, number, code):
     """A signal to the rank and its workers alike, as Slurm sends it; the stop still saves a whole checkpoint."""
@@ -188,6 +207,18 @@ def test_workers_end_with_their_rank_however_it_ends(tmp_path, number, code):
         time.sleep(0.05)
 
 
+def test_a_resume_that_rounds_otherwise_says_so(tmp_path):
+    """Against the kinds of arithmetic that wrote the rows: C, then PyTorch's operations for want of a compiler."""
+    extra = ["data.sources=[{kind: lstm, hidden: 8}]"]
+    output = train(tmp_path / "run", *extra, "run.steps=2")
+    assert "rounds otherwise" not in output
+    without = {"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
+    arguments = [sys.executable, "upscale/train.py", *command(tmp_path / "run", *extra, "run.steps=3")]
+    code, output = finish(start(arguments, **without))
+    assert code == 0 and "WARNING: rows were computed by native and are now by eager on cpu" in output, output
+
+
+@pytest.mark.slow
 def test_training_ahead_and_resuming_give_the_same_losses(tmp_path):
     """Against one run in turn: each mode in two parts, the second by two ranks in the other mode; equal files."""
     extra = [f"data.sources={MIXTURE}", "run.seed=4"]

@@ -20,6 +20,8 @@ from upscale import compiled
 if TYPE_CHECKING:
     from upscale.sources.recurrent import Program
 
+TILE = 6
+"""Rows that the C code takes at a time, or a multiple: threads get whole tiles."""
 SOURCE = Path(__file__).with_name("recurrent.c")
 FLAGS = {torch.float32: compiled.VECTOR_FLAGS, torch.float64: (*compiled.VECTOR_FLAGS, "-DDOUBLE")}
 
@@ -125,8 +127,8 @@ def write(
             raise MemoryError(f"no memory for the hidden states of {end - first} rows")
 
     count = torch.get_num_threads()
-    pieces = -(-count // lanes)
-    bounds = [rows * piece // pieces for piece in range(pieces + 1)]
+    pieces, tiles = -(-count // lanes), -(-rows // TILE)
+    bounds = [min(rows, tiles * piece // pieces * TILE) for piece in range(pieces + 1)]
     with ThreadPoolExecutor(count) as threads:
         list(threads.map(table, [(side, lane) for lane in range(lanes) for side in range(2)]))
         tasks = [(lane, first, end) for lane in range(lanes) for first, end in zip(bounds, bounds[1:], strict=False)]

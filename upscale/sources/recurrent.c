@@ -99,27 +99,38 @@ static inline V hyperbolic_tangent(V x) { return multiply_add(all(2), sigmoid(x 
 static inline __attribute__((always_inline)) void product(V (*sums)[4], const int rows, const REAL *left,
                                                           int64_t stride, const REAL *panel, int64_t inner) {
     V total[ROWS][4];
+#pragma GCC unroll 6
     for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
         for (int part = 0; part < 4; part++) total[row][part] = sums[row][part];
     for (int64_t k = 0; k < inner; k++) {
         const V *weights = (const V *)(panel + k * 4 * UNITS);
+#pragma GCC unroll 6
         for (int row = 0; row < rows; row++) {
             V factor = all(left[row * stride + k]);
+#pragma GCC unroll 4
             for (int part = 0; part < 4; part++)
                 total[row][part] = multiply_add(factor, weights[part], total[row][part]);
         }
     }
+#pragma GCC unroll 6
     for (int row = 0; row < rows; row++)
+#pragma GCC unroll 4
         for (int part = 0; part < 4; part++) sums[row][part] = total[row][part];
 }
 
 static void add_product(V (*sums)[4], int64_t rows, const REAL *left, int64_t stride, const REAL *panel,
                         int64_t inner) {
-    if (rows == ROWS) {
-        product(sums, ROWS, left, stride, panel, inner);
-        return;
+    switch (rows) {
+    case 1: product(sums, 1, left, stride, panel, inner); break;
+    case 2: product(sums, 2, left, stride, panel, inner); break;
+#if defined(__AVX512F__) && !defined(DOUBLE)
+    case 3: product(sums, 3, left, stride, panel, inner); break;
+    case 4: product(sums, 4, left, stride, panel, inner); break;
+    case 5: product(sums, 5, left, stride, panel, inner); break;
+#endif
+    default: product(sums, ROWS, left, stride, panel, inner);
     }
-    for (int64_t row = 0; row < rows; row++) product(sums + row, 1, left + row * stride, stride, panel, inner);
 }
 
 /* (tokens, panels, 4, UNITS) = embedding (tokens, inner) @ weights (panels, inner, 4, UNITS) + bias (panels, 4, UNITS) */

@@ -6,8 +6,13 @@ weights, not the biases, are then multiplied by one u ~ U(multiplier) a program.
 
 Written for speed under two rules. First, the input has only 256 values a side, so its projection is two tables (x and
 z), and a step is two row gathers, one recurrent product, the gates, the head and one draw. Second, a lane's rows must
-be the same bits whichever lanes share the call (`upscale.sources.autoregressive`): everything between the products is
-rounded exactly once (add, subtract, multiply) or goes through a sigmoid that sees whole vectors only (`_Block`).
+be the same bits whichever lanes share the call (`upscale.sources.autoregressive`).
+
+There are three ways to write them (`RecurrentSource.method`), chosen by the machine alone: one Triton kernel on a GPU
+(`upscale.sources.fused`), compiled C on a CPU (`upscale.sources.native`), and the PyTorch operations of this file
+where there is no Triton or no C compiler. In the last, everything between the products is rounded exactly once (add,
+subtract, multiply) or goes through a sigmoid that sees whole vectors only (`_Block`). Each way rounds otherwise, and
+near-greedy sampling amplifies that to other text; checkpoints say which it was, and a resumed run tells a change.
 """
 
 from dataclasses import dataclass
@@ -79,22 +84,19 @@ class RecurrentSource(AutoregressiveSource):
         )
 
     def method(self, device: torch.device) -> str:
-        """How rows are written on a device: fused, native or eager. Each has its own roundings.
-
-        `fused` needs a GPU, Triton and at most 256 tokens, `native` a CPU and a C compiler.
-        """
+        """`fused` needs a GPU, Triton and at most 256 tokens; `native` a CPU and a C compiler; else it is eager."""
         if device.type == "cuda" and not self.eager and triton_found() and self.vocabulary <= MOST_FUSED_TOKENS:
             return "fused"
         if device.type == "cpu" and not self.eager and native.available():
             return "native"
-        return "eager"
+        return super().method(device)
 
     def _lanes_at_once(self, device: torch.device, lanes: int, rows: int) -> int:
         return lanes if self.method(device) == "fused" else super()._lanes_at_once(device, lanes, rows)
 
     def _write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         method = self.method(stream.device)
-        if method == "eager":
+        if method not in ("fused", "native"):
             return super()._write(stream, conditions, seeds)
         if method == "fused":
             from upscale.sources.fused import write
