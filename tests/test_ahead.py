@@ -20,7 +20,7 @@ from upscale import ahead, data
 from upscale import train as program
 from upscale.data import Kept
 from upscale.errors import RunError, UserError
-from upscale.sources import UniformSource
+from upscale.sources import UniformSource, native
 from upscale.workers import Workers
 
 MIXTURE = "[{kind: lstm, hidden: 8}, {kind: utm}, {kind: uniform}]"
@@ -85,10 +85,16 @@ def test_a_schedules_growth_is_followed_without_a_wrong_guess(tmp_path):
 
 
 def test_a_run_resumed_in_another_mode_has_the_same_losses(tmp_path):
-    """Against one run in turn: six steps with workers, the others with a thread."""
+    """Against one run in turn: six steps with workers, the others with a thread.
+
+    And one that goes on without a C compiler, which rounds otherwise, says so.
+    """
     run_ranks(_resumed, 1, tmp_path)
     assert losses(tmp_path / "ahead") == losses(tmp_path / "none")
     assert len(losses(tmp_path / "none")) == 12
+    log = (tmp_path / "log/log.txt").read_text()
+    assert log.count("WARNING: rows were computed by native and are now by eager on cpu") == 1
+    assert "WARNING: rows" not in (tmp_path / "ahead/log.txt").read_text()
 
 
 def _resumed(world, folder):
@@ -96,6 +102,12 @@ def _resumed(world, folder):
         changes = dict(run__dir=folder / name, data__ahead=mode, data__sources=MIXTURE, run__seed=4)
         config = tiny.config(**changes, **({"run__steps": steps} if steps else {}))
         program.Trainer(config, world, [], data.opened(config), None, program.StopRequest()).run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for steps in (2, 3):
+            config = tiny.config(run__dir=folder / "log", data__sources=MIXTURE, run__steps=steps)
+            program.Trainer(config, world, [], data.opened(config), None, program.StopRequest()).run()
+            patch.setattr(native, "available", lambda: False)
 
 
 def _trained(world, folder):
@@ -205,17 +217,6 @@ def test_workers_end_with_their_rank_however_it_ends(tmp_path, number, code):
     while any(map(alive, workers)):
         assert time.monotonic() < deadline, "a worker outlived its rank"
         time.sleep(0.05)
-
-
-def test_a_resume_that_rounds_otherwise_says_so(tmp_path):
-    """Against the kinds of arithmetic that wrote the rows: C, then PyTorch's operations for want of a compiler."""
-    extra = ["data.sources=[{kind: lstm, hidden: 8}]"]
-    output = train(tmp_path / "run", *extra, "run.steps=2")
-    assert "rounds otherwise" not in output
-    without = {"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
-    arguments = [sys.executable, "upscale/train.py", *command(tmp_path / "run", *extra, "run.steps=3")]
-    code, output = finish(start(arguments, **without))
-    assert code == 0 and "WARNING: rows were computed by native and are now by eager on cpu" in output, output
 
 
 @pytest.mark.slow
