@@ -75,7 +75,7 @@ def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
 
 
 def read_yaml(path: Path, kind: str, form: str) -> dict:
-    """The mapping in a YAML file; UserError, with the `kind` of file and the `form` it should have, for anything else."""
+    """The mapping in a YAML file; UserError with its `kind` and the `form` it should have for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -96,8 +96,8 @@ class Study(Section):
     compare: Annotated[list[Metric], Field(min_length=1)]
     """What is compared; the first is what the study is about."""
     budget: Literal["equal", "any"] = "equal"
-    """equal: what arms train on before a compared stage, beside stages that all of them have, is nothing or equally many
-    tokens, to within 1 %; any: unchecked."""
+    """equal: what arms train on before a compared stage, beside stages that all of them have, is nothing or equally
+    many tokens, to within 1 %; any: unchecked."""
     slurm: Slurm = Slurm()
 
 
@@ -129,6 +129,9 @@ def _described(tree: dict, detail: dict) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key; {nearest(str(leaf), _owner(parents).model_fields)}"
+    if detail["loc"][-1] == "[key]":
+        form = "section.key, such as model.width, or a section" if "set" in parents else "letters, digits and '_'"
+        return f"{key}: not a name; it must be {form}"
     given: Any = tree
     for part in location:
         given = given[part] if isinstance(given, (dict, list)) and part in _places(given) else None

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from upscale import command
 from upscale.errors import UserError
+from upscale.study import jobs, results, tree, writing
 from upscale.study import plan as planning
-from upscale.study import queue, results, tree, writing
 from upscale.study.plan import Member, Plan
 from upscale.study.running import Runner
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.ranks and (most := min(member.config.data.lanes for member in members)) < options.ranks:
         raise UserError(f"--ranks {options.ranks}: a stage has data.lanes = {most}, and a lane never spans ranks")
     if options.slurm:
-        return queue.submit(plan, members, _again(given), options.dry_run)
+        return jobs.submit(plan, members, _again(given), options.dry_run)
     if options.dry_run:
         print(outline(plan, members))
         return 0

@@ -9,9 +9,6 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-
-import yaml
 
 from upscale import config_files
 from upscale.errors import UserError

@@ -1,4 +1,4 @@
-"""Submitting a study's members as Slurm jobs, each after the one whose weights it takes, and a last one that reports."""
+"""A study's members as Slurm jobs, each after the one whose weights it takes, and a last one that reports."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def _sbatch(plan: Plan, kind: str, words: Sequence[str], placeholder: str, dry_r
         job = _output(command).strip().split(";")[0]
     except (OSError, subprocess.SubprocessError) as error:
         why = (getattr(error, "stderr", None) or str(error)).strip()
-        raise RunError(f"could not submit {kind}: {why}\nwhat was submitted before stays; the same command goes on")
+        message = f"could not submit {kind}: {why}\nwhat was submitted before stays; the same command goes on"
+        raise RunError(message) from None
     path = plan.folder / followups.JOBS
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "kind": kind, "job": job, "command": shlex.join(command)}
