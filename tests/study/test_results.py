@@ -18,7 +18,7 @@ def rows(*bits: float, every: int = 100, error: float = 0.03) -> list[dict]:
 
 
 def test_tokens_to_reach_lie_on_the_line_between_two_evaluations():
-    """Scratch falls 8, 6, 5, 4 in 300 rows of 10 tokens. The arm falls 8, 5, 3: it passes 4 half way, after 150 rows."""
+    """Scratch falls 8, 6, 5, 4 in 300 rows of 10 tokens. The arm falls 8, 5, 3: it passes 4 half way, at 150."""
     found = outcome(rows(8, 5, 3), rows(8, 6, 5, 4), context=10, tokens_before=500)
     assert (found.reached, found.baseline_reached) == (1500, 3000)
     assert found.speed_up == pytest.approx(2.0)

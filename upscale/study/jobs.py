@@ -13,6 +13,7 @@ from upscale import followups
 from upscale.errors import RunError, UserError
 from upscale.study.plan import Member, Plan
 
+REPORT = "report"
 REPORT_SCRIPT = "slurm/study_report.sh"
 # As slurm/study.sh: the variables of sbatch may stand in the site's file.
 WITH_SITE = '[ ! -f slurm/site.env ] || source slurm/site.env; exec "$@"'
@@ -31,6 +32,7 @@ def submit(plan: Plan, members: Sequence[Member], report: Sequence[str], dry_run
                 "slurm.script of the study"
             )
     jobs: dict[str, str] = {}
+    new = False
     earlier = {record["kind"]: record["job"] for record in followups.records(plan.folder)}
     for place, member in enumerate(members):
         if member.finished():
@@ -43,10 +45,15 @@ def submit(plan: Plan, members: Sequence[Member], report: Sequence[str], dry_run
         if member.before and member.before.name in jobs:
             words += [f"--dependency=afterok:{jobs[member.before.name]}", "--kill-on-invalid-dep=yes"]
         words += [*plan.study.slurm.options, *plan.study.stages[member.stage].slurm, plan.study.slurm.script]
+        new = True
         jobs[member.name] = _sbatch(plan, member.name, [*words, *member.arguments], f"$job_{place + 1}", dry_run)
-    words = [f"--job-name={plan.study.name}-report", "--gres=none"]
-    words += [f"--dependency=afterany:{':'.join(jobs.values())}"] if jobs else []
-    last = _sbatch(plan, "report", [*words, REPORT_SCRIPT, *report], "$report", dry_run)
+    if not new and not dry_run and _alive(earlier.get(REPORT, "0")):
+        last = earlier[REPORT]
+        print(f"{last:>10}  {REPORT}: submitted before")
+    else:
+        words = [f"--job-name={plan.study.name}-report", "--gres=none"]
+        words += [f"--dependency=afterany:{':'.join(jobs.values())}"] if jobs else []
+        last = _sbatch(plan, REPORT, [*words, REPORT_SCRIPT, *report], "$report", dry_run)
     if dry_run:
         print(f"\nnothing was submitted (--dry-run); {len(jobs)} of {len(members)} trainings have not finished")
     else:

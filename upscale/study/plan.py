@@ -233,12 +233,16 @@ def _changes(member: Member) -> Iterator[str]:
         return
     old = config_files.as_tree(run_directory.read_config(member.directory).resolved())
     different = run_directory.changes(old, config_files.as_tree(member.config))
-    for key, (was, now) in different.items():
-        if key.startswith(FIXED_SECTIONS) and not key.startswith(MOVABLE_KEYS):
-            yield (
-                f"{member.directory} has begun with {key} = {was!r}, now {now!r}: set it back, remove that folder and "
-                "those that continue it, or choose another folder with --runs"
-            )
+    found = [
+        f"{key} = {was!r}, now {now!r}"
+        for key, (was, now) in different.items()
+        if key.startswith(FIXED_SECTIONS) and not key.startswith(MOVABLE_KEYS)
+    ]
+    if found:
+        yield (
+            f"{member.directory} has begun with {'; '.join(found)}: set that back, remove the folder and those that "
+            "continue it, or choose another one with --runs"
+        )
 
 
 def _problems_of_budgets(plan: Plan) -> Iterator[str]:
