@@ -54,6 +54,7 @@ class Supervisor:
     directory: Path
     wanted_ranks: int | None
     max_restarts: int
+    program: tuple[str, ...] = (sys.executable, str(PROGRAM))
     ranks: list[subprocess.Popen] = field(default_factory=list)
     stopping: int | None = None
 
@@ -62,6 +63,8 @@ class Supervisor:
         failed_at: list[int | None] = []
         while True:
             count = self.available_ranks()
+            if self.stopping is not None:  # the signal came while there was no rank to hand it to
+                return INTERRUPTED_EXIT_CODE if self.stopping == signal.SIGINT else STOPPED_EXIT_CODE
             self.say(f"starting {count} ranks" + (f" (restart {len(failed_at)})" if failed_at else ""))
             reason, code = self.attempt(count)
             if code in FINAL_EXIT_CODES or self.stopping is not None:
@@ -84,13 +87,15 @@ class Supervisor:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        program = [sys.executable, str(PROGRAM), *self.training]
+        program = [*self.program, *self.training]
         shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         try:
             for rank in range(count):
                 place = {**shared, "RANK": rank, "LOCAL_RANK": rank}
                 environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
                 self.ranks.append(subprocess.Popen(program, env=environment, start_new_session=True))
+            if self.stopping is not None:  # it came while they were being started
+                self.forward(self.stopping, None)
             return self.watch()
         finally:
             self.end_all()
