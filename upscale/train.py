@@ -234,7 +234,8 @@ class Trainer:
         size = self.micro_batch if self.compiled else min(self.micro_batch, most_rows)
         passes = math.ceil(most_rows / size)
         weights = torch.zeros(passes * size, device=rows.device)
-        weights[: len(rows)] = 1 / (batch * self.config.model.context)
+        skipped = self.config.data.first_target - 1  # predictions whose targets carry no loss
+        weights[: len(rows)] = 1 / (batch * (self.config.model.context - skipped))
         rows = torch.cat([rows, rows[:1].expand(passes * size - len(rows), -1)])
         keys = self.dropout_keys(passes * size, batch)
         loss = torch.zeros((), device=rows.device)
@@ -243,7 +244,8 @@ class Trainer:
             part = slice(index * size, (index + 1) * size)
             self.seed_dropout(index)
             logits = self.engine.logits(rows[part, :-1], active, row_keys=None if keys is None else keys[part])
-            share = (row_losses(logits, rows[part, 1:]) * weights[part]).sum()
+            logits = logits[:, skipped:]
+            share = (row_losses(logits, rows[part, 1 + skipped :]) * weights[part]).sum()
             loss += share.detach()
             if self.config.optimizer.z_loss:
                 share = share + self.config.optimizer.z_loss * (row_z_losses(logits) * weights[part]).sum()
