@@ -99,6 +99,10 @@ def test_the_same_command_goes_on_and_compares(finished):
     page = (folder / "runs/tiny.md").read_text()
     assert f"| whole | 1 of 1 | 57,600 | {ends['whole']:.3f} |" in page and "![bits per character](tiny.png)" in page
     assert "fresh embeddings, head, attention" in page and "Speed-up:" in output
+    page = folder / "runs/tiny.md"
+    page.write_text(page.read_text() + "\n## Reading\n\nMine.\n")
+    assert verb.main([f"{folder}/study.yaml", "--runs", f"{folder}/runs", "--report"]) == 0
+    assert page.read_text().endswith("\n## Reading\n\nMine.\n") and page.read_text().count("Speed-up:") == 1
     assert (folder / "runs/tiny.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -131,7 +135,7 @@ def test_exactly_the_named_parts_begin_anew(finished):
 @pytest.fixture
 def signals():
     """What runs a study takes over signals for good; these tests call it in their own process."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):

@@ -23,8 +23,8 @@ from upscale.study.tree import Metric, Step, Study, failure
 # The study decides these, so that members fit together.
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "run.resume", "init.from", "init.step", "init.reinitialize")
 # A member that has begun must still be of the same experiment; that corpora are the same is checked by their content.
-FIXED_SECTIONS = ("model", "mup", "optimizer", "schedule", "data", "init", "run.seed", "run.steps")
-MOVABLE_KEYS = ("data.corpora", "init.from")
+FIXED_SECTIONS = ("model", "mup", "optimizer", "schedule", "data", "init", "run.seed", "run.steps", "evaluation.slices")
+MOVABLE_KEYS = ("data.corpora", "data.ahead", "data.workers", "init.from")
 UNEQUAL = 0.01
 
 

@@ -59,7 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(plan: Plan, words: Sequence[str]) -> None:
     """Write and print what is known of the baseline and at least one other arm; say so where that is nothing."""
-    found = results.collect(plan)
+    try:
+        found = results.collect(plan)
+    except ValueError as error:  # a damaged line of a run's files
+        raise UserError(str(error)) from None
     known = [
         result for result in found if any(result.outcomes[arm] for arm in result.outcomes if arm != result.baseline)
     ]
