@@ -94,6 +94,9 @@ def test_the_same_command_goes_on_and_compares(finished):
         assert compared["arms"][arm]["0"]["final"] == ends[arm]
         assert compared["arms"][arm]["0"]["gain"] == pytest.approx(ends["scratch"] - ends[arm])
         assert [value / 16 for value in compared["curves"][arm]["0"]["tokens"]] == [0, 36, 72, 108, 144]
+    losses = [row["loss_bits_per_byte"] for row in read_json_lines(folder / "runs/first-0/metrics.jsonl")]
+    at_the_end = record["members"]["first-0"]["training_bits_per_token_at_the_end"]
+    assert len(losses) == 200 and at_the_end == pytest.approx(sum(losses[-20:]) / 20)
     reached = instances_to_reach(curves["whole"], ends["scratch"]) * 16
     assert compared["arms"]["whole"]["0"]["reached"] == (reached if reached == reached else None)
     page = (folder / "runs/tiny.md").read_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 from upscale import config_files
 from upscale.errors import UserError
 from upscale.files import write_atomically
-from upscale.report.runs import Run, value
+from upscale.report.runs import Run, read_runs, value
 from upscale.study.plan import Plan
 from upscale.study.results import Result, Spread
 
@@ -134,8 +134,9 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
         compared.append({**result.metric.model_dump(), "baseline": result.baseline, "arms": arms, "curves": curves})
     members = {}
     for member in plan.members():
-        finished = member.finished()
-        members[member.name] = {"arguments": member.arguments, "tokens": member.tokens, "finished": finished}
+        members[member.name] = {"arguments": member.arguments, "tokens": member.tokens, "finished": member.finished()}
+        if member.finished():
+            members[member.name] |= _training(member.directory)
     return {
         "study": plan.study.model_dump(mode="json"),
         "command": shlex.join(words),
@@ -143,6 +144,14 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
         "compared": compared,
         "members": members,
     }
+
+
+def _training(directory: Path) -> dict:
+    """How well and how long a member trained: a first stage that learned nothing has nothing to hand on."""
+    (run,) = read_runs([directory])
+    losses = run.column("loss_bits_per_byte")
+    last = losses[-max(1, len(losses) // 10) :]
+    return _finite({"training_bits_per_token_at_the_end": float(last.mean()), "step_seconds": run.seconds})
 
 
 def _curve(result: Result, run: Run) -> dict[str, list[float]]:
