@@ -176,6 +176,7 @@ def test_a_member_that_began_with_other_settings_is_refused(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--only", "model.width=64"], "--only names no arm; allowed: scratch, whole, body"),
         (["--only", "scrach"], "--only: no arm scrach; did you mean scratch?"),
         (["--ranks", "0"], "--ranks 0: must be at least 1"),
         (["--ranks", "5", "--dry-run"], "a stage has data.lanes = 4"),
