@@ -66,8 +66,9 @@ class ModelConfig(Section):
     """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size)."""
     compile: bool | Auto = AUTO
     """torch.compile per block; auto: with a GPU and ZeRO stage below 3."""
-    checkpointing: Literal["none", "full"] = "none"
-    """Activation checkpointing: full recomputes every block in the backward pass."""
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing; what is cheap, so that matrix products and
+    attention are kept; or every block."""
 
 
 class MupConfig(Section):

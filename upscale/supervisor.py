@@ -54,6 +54,7 @@ class Supervisor:
     directory: Path
     wanted_ranks: int | None
     max_restarts: int
+    program: tuple[str, ...] = (sys.executable, str(PROGRAM))
     ranks: list[subprocess.Popen] = field(default_factory=list)
     stopping: int | None = None
 
@@ -86,7 +87,7 @@ class Supervisor:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        program = [sys.executable, str(PROGRAM), *self.training]
+        program = [*self.program, *self.training]
         shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         try:
             for rank in range(count):

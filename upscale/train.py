@@ -16,7 +16,6 @@ if __name__ == "__main__":
     interrupt.leave_quietly()
     interrupt.remember_stop_requests()
 
-import hashlib
 import math
 import os
 import signal
@@ -35,6 +34,7 @@ from upscale import (
     initialization,
     interrupt,
     lanes,
+    passes,
     planning,
     run_directory,
     schedule,
@@ -44,9 +44,6 @@ from upscale.distributed import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import suite
 from upscale.evaluation.table import summary
-from upscale.model import parametrization
-from upscale.model.transformer import row_losses, row_z_losses
-from upscale.randomness import Purpose, Stream
 from upscale.saving import Saver
 from upscale.sources.sample import printable
 from upscale.spikes import SpikeGuard
@@ -121,19 +118,12 @@ class Trainer:
         self.directory, notes = run_directory.open_directory(config, world)
         if world.device.type == "cuda":
             (self.directory / flight_recorder.FOLDER).mkdir(exist_ok=True)
-        model = parametrization.build(config)
-        self.compiled = config.model.compile
-        if self.compiled == "auto":
-            self.compiled = world.device.type == "cuda" and config.engine.zero_stage < 3
-        if self.compiled:
-            model.compile_blocks()
-        self.engine = engines.create(config, model, world)
+        model, self.engine = passes.build(config, world)
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
         self.lanes = ahead.drawn(config.data, rows, owned, world.device)
-        self.most_lanes = math.ceil(config.data.lanes / world.size)
-        most_rows = schedule.full_batch_size(config.schedule, config.data.lanes) // config.data.lanes * self.most_lanes
-        self.micro_batch = planning.micro_batch(config, world.device, most_rows, world.size)
+        self.micro_batch = planning.micro_batch(config, world.device, passes.most_rows(config, world.size), world.size)
+        self.passes = passes.Passes(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
         self.counters, more_notes = self.saver.resume(initial)
@@ -185,7 +175,13 @@ class Trainer:
             active = schedule.active_blocks(seen, self.config.schedule, self.config.model)
             with self.generating.running():
                 rows = self.lanes.draw(batch // self.config.data.lanes, self.following_rows_per_lane(seen + batch))
-            loss = self.backpropagate(rows, batch, active)
+            loss = self.passes.backpropagate(
+                rows,
+                batch,
+                active,
+                self.counters.step,
+                lambda share: self.spike_guard.judge(share, self.counters.recent_losses),
+            )
             report = self.engine.step(
                 schedule.learning_rate_factor(seen, self.config.schedule),
                 schedule.awake_groups(seen, self.config.schedule),
@@ -224,50 +220,6 @@ class Trainer:
         limit = self.config.run.steps
         done = limit is not None and self.counters.step >= limit
         return done or self.counters.instances >= self.config.schedule.instances
-
-    def backpropagate(self, rows: torch.Tensor, batch: int, active: int) -> torch.Tensor:
-        """Add up the gradient of the global batch; this rank's share of its loss in nats per token, on the device.
-
-        Every rank passes equally many micro-batches of one shape; what it lacks is filled with rows of weight zero.
-        """
-        most_rows = batch // self.config.data.lanes * self.most_lanes
-        size = self.micro_batch if self.compiled else min(self.micro_batch, most_rows)
-        passes = math.ceil(most_rows / size)
-        weights = torch.zeros(passes * size, device=rows.device)
-        skipped = self.config.data.first_target - 1  # predictions whose targets carry no loss
-        weights[: len(rows)] = 1 / (batch * (self.config.model.context - skipped))
-        rows = torch.cat([rows, rows[:1].expand(passes * size - len(rows), -1)])
-        keys = self.dropout_keys(passes * size, batch)
-        loss = torch.zeros((), device=rows.device)
-        self.engine.train_mode(True)
-        for index in range(passes):
-            part = slice(index * size, (index + 1) * size)
-            self.seed_dropout(index)
-            logits = self.engine.logits(rows[part, :-1], active, row_keys=None if keys is None else keys[part])
-            logits = logits[:, skipped:]
-            share = (row_losses(logits, rows[part, 1 + skipped :]) * weights[part]).sum()
-            loss += share.detach()
-            if self.config.optimizer.z_loss:
-                share = share + self.config.optimizer.z_loss * (row_z_losses(logits) * weights[part]).sum()
-            last = index == passes - 1
-            if last and self.spike_guard.judge(loss, self.counters.recent_losses):
-                share = share * math.nan  # so that every engine skips the step as one that is not finite
-            self.engine.backward(share, last)
-        return loss
-
-    def seed_dropout(self, index: int) -> None:
-        """Torch's masks depend on (seed, step, micro-batch, rank): a resumed run in the same world draws them again."""
-        key = f"dropout {self.config.run.seed} {self.counters.step} {index} {self.world.rank}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
-
-    def dropout_keys(self, count: int, batch: int) -> torch.Tensor | None:
-        """Keys of this rank's rows by their place in the global batch, when `model.dropout_keys` is row."""
-        if self.config.model.dropout_keys == "rank" or not self.config.model.dropout:
-            return None
-        first = self.lanes.lanes[0] * (batch // self.config.data.lanes)
-        places = torch.arange(first, first + count, device=self.world.device)
-        stream = Stream(self.config.run.seed, places, torch.full_like(places, self.counters.step), self.world.device)
-        return stream.bits(Purpose.DROPOUT, 1)[:, 0]
 
     def count_skipped(self, report: engines.StepReport) -> None:
         if report.applied:

@@ -24,6 +24,19 @@ def test_losses_and_weights_equal_the_plain_trainer(size):
         common.assert_equals_plain_trainer([rank[label] for rank in per_rank], label)
 
 
+@pytest.mark.parametrize("stages", [[3], pytest.param([0, 1, 2], marks=pytest.mark.slow)])
+def test_activation_checkpointing_changes_nothing(stages):
+    """At stage 3 a block's weights are gathered once more for what is computed again."""
+    kinds = {
+        f"stage {stage}, {mode}": {"engine__zero_stage": stage, "model__checkpointing": mode}
+        for stage in stages
+        for mode in ("selective", "full")
+    }
+    per_rank = run_ranks(common.train_each, 2, kinds)
+    for label in kinds:
+        common.assert_equals_plain_trainer([rank[label] for rank in per_rank], label)
+
+
 def test_three_ranks_with_uneven_shares():
     """Four rows each split as 2 + 2, and parameters that three does not divide, against the plain trainer."""
     common.assert_equals_plain_trainer(run_ranks(common.train, 3, common.config(engine__zero_stage=2)), "stage 2")

@@ -21,6 +21,7 @@ from upscale.model import parametrization
 FSDP = {"engine__name": "fsdp"}
 KEPT = {**FSDP, "engine__reshard": "false"}
 RECOMPUTED = {**FSDP, "model__checkpointing": "full"}
+SELECTIVE = {**FSDP, "model__checkpointing": "selective"}
 HYBRID = {**FSDP, "engine__shard_ranks": 2}
 REPLICATED = {**KEPT, "engine__shard_ranks": 1}
 
@@ -81,7 +82,7 @@ def traffic(world: World, kind: dict) -> dict[str, int]:
 def two_ranks(world: World) -> dict[str, object]:
     """Everything that is tested at two ranks, in one start of the processes."""
     return {
-        **common.train_each(world, {"resharded": FSDP, "kept": KEPT, "recomputed": RECOMPUTED}),
+        **common.train_each(world, {"resharded": FSDP, "kept": KEPT, "recomputed": RECOMPUTED, "selective": SELECTIVE}),
         "poisoned": common.train(world, common.config(**KEPT), 10, 5),
         "evaluations": {"resharded": evaluate_and_write(world, FSDP), "kept": evaluate_and_write(world, KEPT)},
         "traffic": {"resharded": traffic(world, FSDP), "kept": traffic(world, KEPT)},
@@ -125,7 +126,7 @@ def test_three_ranks_equal_the_plain_trainer(three):
     common.assert_equals_plain_trainer([rank["resharded"] for rank in three], "resharded")
 
 
-@pytest.mark.parametrize("label", ["resharded", "kept", "recomputed"])
+@pytest.mark.parametrize("label", ["resharded", "kept", "recomputed", "selective"])
 def test_two_ranks_equal_the_plain_trainer(two, label):
     """With and without resharding after the forward pass, and with activation checkpointing."""
     common.assert_equals_plain_trainer([rank[label] for rank in two], label)
@@ -185,7 +186,7 @@ def test_evaluation_uses_current_weights(two, label):
 @pytest.mark.slow
 def test_compiled_blocks_train_the_same():
     """Against the plain trainer; blocks are compiled before they are sharded, as the trainer does."""
-    kinds = {"resharded": FSDP, "recomputed": RECOMPUTED}
+    kinds = {"resharded": FSDP, "recomputed": RECOMPUTED, "selective": SELECTIVE}
     per_rank = run_ranks(common.train_each, 2, kinds, common.STEPS, None, True, timeout_seconds=400)
     for label in kinds:
         common.assert_equals_plain_trainer([rank[label] for rank in per_rank], label)

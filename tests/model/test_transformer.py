@@ -81,9 +81,15 @@ def test_sleeping_blocks_get_no_gradient_and_a_woken_gate_does():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"model__checkpointing": "full"}, {"model__compile": "true"}], ids=["checkpointing", "compile"]
+    "changes",
+    [
+        {"model__compile": "true"},
+        pytest.param({"model__compile": "true", "model__checkpointing": "selective"}, marks=pytest.mark.slow),
+        pytest.param({"model__compile": "true", "model__checkpointing": "full"}, marks=pytest.mark.slow),
+    ],
+    ids=["compiled", "compiled, selective", "compiled, full"],
 )
-def test_switches_change_neither_output_nor_gradient(changes):
+def test_compilation_changes_neither_output_nor_gradient(changes):
     """Against the plain eager model."""
     results = []
     for model in (random_model(), random_model(**changes)):

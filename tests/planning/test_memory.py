@@ -2,17 +2,20 @@
 
 import gc
 import os
+from collections import deque
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._pytree import tree_leaves
 
 from tests.engines import common
 from tests.ranks import run_ranks
 from upscale import config_files, engines
 from upscale.distributed import World
-from upscale.model import parametrization
+from upscale.model import parametrization, recomputation
+from upscale.model.recomputation import Keep, Reuse
 from upscale.planning import memory
 
 KINDS = {f"deepspeed stage {stage}": {"engine__zero_stage": stage} for stage in range(4)} | {
@@ -87,13 +90,18 @@ def test_states_at_many_ranks_are_what_engines_hold(ranks):
         assert found[label]["moments"] == pytest.approx(planned["moments"], rel=0.03), label
 
 
+def one_block(width: int, precision: str, *overrides: str):
+    """A config of one block, its model, and four rows of its input."""
+    shape = [f"model.width={width}", "model.depth=1", "model.context=64", f"engine.precision={precision}"]
+    chosen = config_files.load(None, [*shape, *overrides]).resolved()
+    x = torch.randn(4, chosen.model.context, width, requires_grad=True)
+    return chosen, parametrization.build(chosen).train(), x
+
+
 @pytest.mark.parametrize(("width", "precision"), [(128, "bf16"), (256, "bf16"), (256, "fp32")])
 def test_a_block_saves_what_is_counted(width, precision):
     """Against autograd's hooks, tensor by tensor, without the weights themselves."""
-    chosen = config_files.load(
-        None, [f"model.width={width}", "model.depth=1", "model.context=64", f"engine.precision={precision}"]
-    ).resolved()
-    model = parametrization.build(chosen).train()
+    chosen, model, x = one_block(width, precision)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved = []
 
@@ -102,14 +110,35 @@ def test_a_block_saves_what_is_counted(width, precision):
             saved.append(tensor)
         return tensor
 
-    rows = 4
-    x = torch.randn(rows, chosen.model.context, width, requires_grad=True)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False),
     ):
         model.blocks[0](x)
-    assert storages(saved) == memory.block_activation_bytes(chosen.model, rows, precision)
+    assert storages(saved) == memory.block_activation_bytes(chosen.model, 4, precision)
+
+
+@pytest.mark.parametrize(("width", "precision"), [(128, "bf16"), (256, "fp32")])
+def test_a_checkpointed_block_keeps_what_is_counted(width, precision, monkeypatch):
+    """Tensor by tensor: what the block's operations left behind, and the block's input."""
+    chosen, model, x = one_block(width, precision, "model.checkpointing=selective")
+    kept = deque()
+    monkeypatch.setattr(recomputation, "_contexts", lambda: (Keep(kept), Reuse(kept)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        output = recomputation.run(model.blocks[0], x, None, "selective", compiled=False)
+    tensors = [leaf for leaf in tree_leaves([outputs for _, outputs in kept]) if isinstance(leaf, torch.Tensor)]
+    assert storages([x, *tensors]) == memory.kept_activation_bytes(chosen.model, 4, precision)
+    output.sum().backward()
+    assert not kept
+    full = chosen.model.model_copy(update={"checkpointing": "full"})
+    assert storages([x]) == memory.kept_activation_bytes(full, 4, precision)
+
+
+def test_less_is_kept_the_more_is_computed_again():
+    chosen = config_files.load("configs/w1024.yaml", []).resolved()
+    modes = [chosen.model.model_copy(update={"checkpointing": mode}) for mode in ("none", "selective", "full")]
+    none, selective, full = (memory.activation_bytes(model, 64, "bf16") for model in modes)
+    assert full < 0.3 * none and full < selective < 0.75 * none
 
 
 def test_micro_batches_are_the_largest_that_fit():

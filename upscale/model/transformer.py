@@ -7,9 +7,9 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from upscale.config import ModelConfig
+from upscale.model import recomputation
 from upscale.model.dropout import Dropout, block_keys
 
 
@@ -77,6 +77,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, output_multiplier: float, bf16: bool = False):
         super().__init__()
         self.config, self.output_multiplier, self.bf16 = config, output_multiplier, bf16
+        self.compiled = False
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
         self.blocks = nn.ModuleList(
@@ -107,14 +108,12 @@ class Transformer(nn.Module):
             x = self.token_embedding(tokens.long()) + self.position_embedding(positions)
             for index, block in enumerate(self.blocks[:active_blocks]):
                 keys = None if row_keys is None else block_keys(row_keys, index)
-                if self.config.checkpointing == "full" and torch.is_grad_enabled():
-                    x = checkpoint(block, x, keys, use_reentrant=False)
-                else:
-                    x = block(x, keys)
+                x = recomputation.run(block, x, keys, self.config.checkpointing, self.compiled)
             return self.head(x[:, -1:] if last_only else x).float() * self.output_multiplier
 
     def compile_blocks(self) -> None:
         """Compile the inside of each block; gates and the choice of blocks stay outside."""
+        self.compiled = True
         for block in self.blocks:
             (block.block if isinstance(block, ProgressiveBlock) else block).compile()
 

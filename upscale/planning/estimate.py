@@ -15,6 +15,8 @@ CHECKPOINT_BYTES = 12
 """Float32 weight and two moments per parameter."""
 CHECKPOINT_BANDWIDTH = 1e9
 """Bytes per second that one rank writes to a parallel file system."""
+RECOMPUTING = {"none": 1.0, "selective": 1.05, "full": 4 / 3}
+"""What computing takes longer by: one forward pass more is exact, that of norms, ReLU and dropout alone is assumed."""
 TIE = 1.05
 """Run times closer than this are equal: the estimate is no better, and overlap is never perfect."""
 
@@ -102,7 +104,7 @@ def steps_in_run(config: Config) -> int:
 def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
     """What `config` (resolved) costs when matrix products run at `utilization` of the device's peak.
 
-    Computing takes the FLOPs of the rank with most rows at that rate (once more forward under full checkpointing), but
+    Computing takes the FLOPs of the rank with most rows at that rate, longer by RECOMPUTING under checkpointing, but
     at least what reading the weights for each pass takes. Memory-bound work is the optimizer: 28 bytes a parameter.
     """
     model, device, ranks = config.model, cluster.device, cluster.ranks
@@ -118,8 +120,7 @@ def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
     elif micro_batch > fitting:
         micro_batch = 0
     passes = math.ceil(busiest / max(1, micro_batch))
-    recomputing = 4 / 3 if model.checkpointing == "full" else 1.0
-    rate = utilization * device.peak_flops / recomputing
+    rate = utilization * device.peak_flops / RECOMPUTING[model.checkpointing]
     flops = busiest * model.context * flops_per_token(model, model.depth)
     total = parameters(model)
     # Each pass reads float32 weights, writes bfloat16 copies and reads those, forward and backward.
@@ -147,7 +148,7 @@ def with_engine(config: Config, name: str, stage: int, shard: int | str, checkpo
 
 
 def alternatives(config: Config, cluster: Cluster, utilization: float) -> list[Estimate]:
-    """Every engine and stage, without and with activation checkpointing, at the largest micro-batch that fits.
+    """Every engine and stage under each activation checkpointing, at the largest micro-batch that fits.
 
     Those that fit come first, fastest first; where several take as long within TIE, the first of this order: what
     shards less, then FSDP2, then stage 3, which moves twice the bytes and is not compiled.
@@ -158,7 +159,7 @@ def alternatives(config: Config, cluster: Cluster, utilization: float) -> list[E
     ways += [("fsdp", 1, AUTO), ("deepspeed", 3, AUTO)]
     found = [
         estimate(with_engine(config, *way, checkpointing), cluster, utilization)
-        for checkpointing in ("none", "full")
+        for checkpointing in ("none", "selective", "full")
         for way in ways
     ]
     fitting = [one for one in found if one.fits]

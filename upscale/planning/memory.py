@@ -112,16 +112,24 @@ def block_activation_bytes(model: ModelConfig, rows: int, precision: str) -> flo
     return positions * (56 * w + 4 * model.heads + 16)
 
 
+def kept_activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
+    """What one block keeps until its backward pass under activation checkpointing: its float32 input and, selective,
+    the results of its matrix products (9 w numbers a position), attention's (w) and its log-sum-exp."""
+    number = 2 if precision == "bf16" else 4
+    products = 10 * number * model.width + 4 * model.heads if model.checkpointing == "selective" else 0
+    return rows * model.context * (4 * model.width + products)
+
+
 def activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
     """The peak of what a micro-batch of `rows` needs besides the states, all blocks awake."""
     w, positions = model.width, rows * model.context
     block = block_activation_bytes(model, rows, precision)
     progressive = max(0, model.depth - model.plain_blocks)
-    if model.checkpointing == "full":
-        # Each block's input, and the insides of the one being recomputed.
-        inside = block + positions * 4 * w * model.depth
-    else:
+    if model.checkpointing == "none":
         inside = model.depth * block + progressive * positions * 4 * w
+    else:
+        # What every block keeps, and the insides of the one being computed again.
+        inside = block + model.depth * kept_activation_bytes(model, rows, precision)
     # Logits in bfloat16 and float32, scaled; log-probabilities, and the gradients of these.
     return inside + positions * (6 * w + 22 * model.vocabulary)
 

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         help=f"of the sheet peak while computing ({ASSUMED_UTILIZATION}, an assumption: measure yours)",
     )
     parser.add_argument(
-        "--measured", type=Path, metavar="FILE", help="a run's metrics.jsonl, or JSON with model_flops_utilization"
+        "--measured", type=Path, metavar="FILE", help="what `upscale bench --to` wrote, or a run's metrics.jsonl"
     )
     parser.add_argument(
         "--scaling", action="store_true", help=f"strong and weak scaling on {SCALING_GPUS} GPUs instead"
@@ -118,7 +118,12 @@ def _utilization(options: argparse.Namespace) -> tuple[float, str]:
         records = list(read_json_lines(path)) if path.suffix == ".jsonl" else [json.loads(path.read_text())]
     except (OSError, ValueError) as error:
         raise UserError(f"--measured {path} cannot be read: {error}") from None
-    found = [record.get("model_flops_utilization") for record in records if isinstance(record, dict)]
+    # What `upscale bench` writes also has the passes' own utilisation, without what a plan adds by itself.
+    found = [
+        record.get("computing_flops_utilization") or record.get("model_flops_utilization")
+        for record in records
+        if isinstance(record, dict)
+    ]
     measured = [share for share in found if share]
     if not measured:
         raise UserError(

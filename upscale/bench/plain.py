@@ -1,0 +1,98 @@
+"""What the engine is compared with, at one rank: the same model without an engine, and the paper's step.
+
+- `plain PyTorch` runs the same operations, compiled alike, with torch's AdamW: what is missing is the engine alone.
+- `paper's step` is what one writes first, as the paper's published code does: autocast, attention by two matrix
+  products and a softmax, no compilation, one default AdamW. Autocast is to bfloat16, as fast as the paper's float16,
+  and without its loss scaling.
+
+All train on the same rows in passes of the same size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from upscale import passes
+from upscale.config import Config
+from upscale.distributed import World
+from upscale.engines import StepReport
+from upscale.model import parametrization
+from upscale.model.transformer import Attention, ProgressiveBlock, Transformer
+
+
+class PlainPyTorch:
+    """As much of the engine protocol as a step needs, by PyTorch alone, in a world of one."""
+
+    def __init__(self, model: Transformer, optimizer: torch.optim.Optimizer, clip: float):
+        self.model, self.optimizer, self.clip = model, optimizer, clip
+
+    def train_mode(self, training: bool) -> None:
+        self.model.train(training)
+
+    def logits(
+        self, tokens: torch.Tensor, active_blocks: int, last_only: bool = False, row_keys: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.model(tokens, active_blocks, last_only, row_keys)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        loss.backward()
+
+    def step(self, learning_rate_factor: float, awake_groups: int) -> StepReport:
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).item()
+        if finite := math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return StepReport(norm, finite)
+
+
+class UnfusedAttention(nn.Module):
+    """The attention of a model that exists, its weights included, as products and a softmax of their own."""
+
+    def __init__(self, fused: Attention):
+        super().__init__()
+        self.project_in, self.project_out = fused.project_in, fused.project_out
+        self.query_norm, self.key_norm = fused.query_norm, fused.key_norm
+        self.heads, self.head_size, self.scale = fused.heads, fused.head_size, fused.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, positions, width = x.shape
+        query, key, value = (
+            self.project_in(x).view(rows, positions, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
+        )
+        scores = self.query_norm(query) @ self.key_norm(key).transpose(-2, -1) * self.scale
+        later = torch.ones(positions, positions, dtype=torch.bool, device=x.device).triu(1)
+        mixed = scores.masked_fill(later, -math.inf).softmax(-1) @ value
+        return self.project_out(mixed.transpose(1, 2).reshape(rows, positions, width))
+
+
+def without_engine(config: Config, world: World) -> PlainPyTorch:
+    model = parametrization.build(config)
+    if passes.compiled(config, world.device):
+        model.compile_blocks()
+    model.to(world.device)
+    parameters = dict(model.named_parameters())
+    groups = [
+        {
+            "params": [parameters[name] for name in group.names],
+            "lr": group.learning_rate,
+            "weight_decay": group.weight_decay,
+        }
+        for group in parametrization.parameter_groups(model, config)
+    ]
+    adamw = torch.optim.AdamW(groups, betas=tuple(config.optimizer.betas), fused=world.device.type == "cuda")
+    return PlainPyTorch(model, adamw, config.optimizer.clip)
+
+
+def paper_step(config: Config, world: World) -> PlainPyTorch:
+    engine = config.engine.model_copy(update={"precision": "bf16"})
+    shape = config.model.model_copy(update={"checkpointing": "none"})
+    model = parametrization.build(config.model_copy(update={"engine": engine, "model": shape}))
+    for block in model.blocks:
+        inner = block.block if isinstance(block, ProgressiveBlock) else block
+        inner.attention = UnfusedAttention(inner.attention)
+    model.to(world.device)
+    adamw = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate)
+    return PlainPyTorch(model, adamw, config.optimizer.clip)
