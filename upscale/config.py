@@ -163,6 +163,9 @@ class DataConfig(Section):
     iterate: bool = True
     """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
     sources: Annotated[list[Source], Field(min_length=1)] = [LSTM]
+    first_target: Count = 1
+    """Place of the first token of a row that is a target; those before it are read, but carry no loss. A frame's tokens
+    leave an automaton's first frame out of it, as arXiv 2603.10055 does."""
     ahead: Literal["auto", "none", "thread", "workers"] = "auto"
     """How the next step's rows are drawn while one trains, without changing them: thread: in a thread, on a GPU with a
     stream of its own; workers: in processes, on the CPU also where a GPU trains; none: not at all, a step begins with
@@ -330,6 +333,9 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
         if data.ahead == "workers" and data.kind == "corpus":
             found.append(("data.ahead", "workers are for synthetic rows; corpora are only read: give auto or thread"))
         found += problems_of_sources(data.sources, model)
+        if model and data.first_target > model.context:
+            message = f"{data.first_target} leaves no target in a row: at most model.context = {model.context}"
+            found.append(("data.first_target", message))
     if model and model.vocabulary < BYTES and evaluation and evaluation.every:
         found.append(
             (
