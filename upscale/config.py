@@ -176,6 +176,14 @@ class EngineConfig(Section):
     shard_ranks: Count | Auto = AUTO
     """fsdp only: consecutive ranks that divide weights, gradients and optimizer state among them, a divisor of the
     number of ranks; groups of them hold copies of each other. The GPUs of a node: hybrid sharding; auto: all ranks."""
+    overlap: bool | Auto = AUTO
+    """deepspeed only, stages 1 to 3: reduce gradients while the backward pass goes on; auto: at stage 3. (FSDP2 always
+    does.) At stages 1 and 2 it takes a second bucket; measure it with `upscale bench`."""
+    bucket: Count | Auto = AUTO
+    """deepspeed only, stages 1 to 3: gradients, as numbers, that are reduced at once; auto: those of a block, at least
+    16,777,216 (64 MiB)."""
+    prefetch_blocks: Count = 1
+    """fsdp and stage 3: blocks whose weights are gathered ahead of the one that computes."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: matrix products in bfloat16, weights, norms and sums in float32."""
     micro_batch: Count | Auto = AUTO
