@@ -13,7 +13,7 @@ from upscale.errors import UserError
 from upscale.model import parametrization
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "studies")
 DEPTHS_AND_HEADS = {
     384: (16, 3),
     512: (22, 4),

@@ -17,6 +17,7 @@ VERBS = {
     "checkpoint": ("upscale.verbs:checkpoint", "list or verify the checkpoints of a run"),
     "plan": ("upscale.planning.verb:main", "memory, time and GPU hours of a config on a cluster, without a GPU"),
     "sample": ("upscale.verbs:sample", "print rows that a config's sources write, or measure them beside texts"),
+    "study": ("upscale.study.verb:main", "chains of trainings at an equal budget, compared: a study file"),
     "bench": ("upscale.bench.verb:main", "measure training steps, or sources, on this machine; compare results"),
 }
 

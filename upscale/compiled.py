@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shlex
@@ -16,6 +18,12 @@ from upscale.errors import UserError
 
 FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
+
+
+@functools.cache
+def triton_found() -> bool:
+    """Whether kernels in Triton can be used: it comes with torch's CUDA packages for Linux, but not with all others."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def library(source: Path, needed_by: str) -> ctypes.CDLL:

@@ -148,7 +148,7 @@ class DataConfig(Section):
     kind: Literal["synthetic", "corpus"] = "synthetic"
     """Where rows come from: sources that write them as training goes, or random windows of prepared texts."""
     corpora: list[CorpusConfig] = []
-    """corpus only: the texts. The keys below other than `lanes` are for synthetic rows only."""
+    """corpus only: the texts. The keys below other than `lanes` and `ahead` are for synthetic rows only."""
     split: Literal["train", "validation", "test"] = "train"
     """corpus only: which part of the texts is trained on."""
     lanes: Count = 64
@@ -163,6 +163,13 @@ class DataConfig(Section):
     iterate: bool = True
     """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
     sources: Annotated[list[Source], Field(min_length=1)] = [LSTM]
+    ahead: Literal["auto", "none", "thread", "workers"] = "auto"
+    """How the next step's rows are drawn while one trains, without changing them: thread: in a thread, on a GPU with a
+    stream of its own; workers: in processes, on the CPU also where a GPU trains; none: not at all, a step begins with
+    its rows; auto: thread with a GPU, none without."""
+    workers: Count | Auto = AUTO
+    """ahead: workers only: processes a rank, at most one for each of its lanes; auto: the rank's share of the cores
+    but one."""
 
 
 class EngineConfig(Section):
@@ -337,6 +344,10 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
             found.append(
                 ("data.reset", "constant + noise must be at most 1: no more rows can be reset than were enriched")
             )
+        if data.workers != AUTO and data.ahead != "workers":
+            found.append(("data.workers", f"{data.workers} without data.ahead=workers starts none; set that too"))
+        if data.ahead == "workers" and data.kind == "corpus":
+            found.append(("data.ahead", "workers are for synthetic rows; corpora are only read: give auto or thread"))
         found += problems_of_sources(data.sources, model)
     if model and model.vocabulary < BYTES and evaluation and evaluation.every:
         found.append(

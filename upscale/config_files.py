@@ -24,6 +24,11 @@ PACKAGES = ("upscale", "torch", "deepspeed", "mup", "numpy")
 class ConfigError(UserError):
     """Every problem of a config, one a line."""
 
+    def __init__(self, problems: list[str]):
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{count} in the config:\n" + "\n".join(f"  {problem}" for problem in problems))
+        self.problems = problems
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 3e-4 is a number and a key given twice is an error."""
@@ -31,6 +36,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be given again
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
@@ -51,7 +58,9 @@ def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
     """
     origin = str(path) if path is not None else "defaults"
     problems: list[str] = []
-    tree = _read(Path(path)) if path is not None else {}
+    form = f"a config is a mapping of sections: {_names(Config)}"
+    tree = {} if path is None else read_yaml(Path(path), "config", form)
+    tree.pop("versions", None)  # written beside a resolved config, so that it can be run again
     origins = {}
     for override in overrides:
         problem = _apply(tree, override, origins)
@@ -61,31 +70,28 @@ def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
     for key, message in problems_between_sections(sections):
         problems.append(f"{_where(key, origin, origins)}: {key}: {message}")
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"{count} in the config:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise ConfigError(problems)
     return Config(**sections)
 
 
-def _read(path: Path) -> dict:
+def read_yaml(path: Path, kind: str, form: str) -> dict:
+    """The mapping in a YAML file; UserError with its `kind` and the `form` it should have for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         siblings = [p.as_posix() for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.as_posix(), siblings, 1)
-        raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else "")) from None
+        raise UserError(f"no {kind} file {path}" + (f"; did you mean {near[0]}?" if near else "")) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read config file {path}: {error}") from None
+        raise UserError(f"cannot read {kind} file {path}: {error}") from None
     try:
         tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path} holds a {type(tree).__name__}, but a config is a mapping of sections: {_names(Config)}"
-        )
-    tree.pop("versions", None)  # written beside a resolved config, so that it can be run again
+        raise UserError(f"{path} holds a {type(tree).__name__}, but {form}")
     return tree
 
 

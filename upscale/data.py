@@ -37,6 +37,36 @@ class Rows(Protocol):
         """Continue from these lanes' state, whichever ranks wrote it."""
 
 
+class Undoable(Rows, Protocol):
+    """Rows that can remember one of their states."""
+
+    def keep(self) -> None:
+        """Remember the state as it is now."""
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """The state remembered last."""
+
+    def close(self) -> None:
+        """End what was started for them; they can be drawn no more."""
+
+
+class Kept:
+    """Rows of this process that can remember one of their states."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.lanes, self.draw, self.state, self.load_state = rows.lanes, rows.draw, rows.state, rows.load_state
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def keep(self) -> None:
+        self._kept = self.state()
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        return self._kept
+
+    def close(self) -> None:
+        return
+
+
 class CorpusLanes:
     """Lanes that read: row number k of lane l of L is window k L + l.
 

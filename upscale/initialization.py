@@ -127,19 +127,26 @@ class Initialization:
 
     def _check_awake(self, config: Config, instances: int) -> None:
         """A trained block that slept at first would be left out of the model, and come back long after."""
-        trained = schedule.active_blocks(instances, self.source.schedule, self.source.model)
-        awake = schedule.active_blocks(0, config.schedule, config.model)
-        if awake < trained:
-            raise UserError(
-                f"schedule.wake_every = {config.schedule.wake_every} lets only {awake} blocks begin, but {self.path} "
-                f"has trained {trained}. Set schedule.wake_every=0, so that all are awake from the start."
-            )
+        if problem := sleepers(self.source, instances, config):
+            raise UserError(f"{self.path}: {problem}")
 
 
 def wanted(config: Config) -> Initialization | None:
     """What a resolved config's new run begins with; None for random weights and for a run that goes on by itself."""
     begun = manifest.steps(Path(config.run.dir) / run_directory.CHECKPOINTS)
     return None if config.init.from_ is None or begun else Initialization(config)
+
+
+def sleepers(source: Config, instances: int, config: Config) -> str | None:
+    """What is wrong if a run begins with fewer blocks than a source has trained in so many instances."""
+    trained = schedule.active_blocks(instances, source.schedule, source.model)
+    awake = schedule.active_blocks(0, config.schedule, config.model)
+    if awake >= trained:
+        return None
+    return (
+        f"schedule.wake_every = {config.schedule.wake_every} lets only {awake} blocks begin, but {trained} were "
+        "trained. Set schedule.wake_every=0, so that all are awake from the start."
+    )
 
 
 def mismatches(source: Config, config: Config) -> list[str]:

@@ -11,6 +11,8 @@ from enum import IntEnum, unique
 
 import torch
 
+from upscale.compiled import triton_found
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -158,6 +160,11 @@ class Stream:
         blocks = -(-count // 4)
         words = torch.empty(len(self), blocks, 4, dtype=dtype, device=self.device)
         key = (self.seed & _MASK, self.seed >> 32)
+        if self.device.type == "cuda" and triton_found():
+            from upscale import philox as fused
+
+            fused.words(words, key, int(purpose), self.rounds, self.lanes)
+            return words.view(len(self), blocks * 4)[:, :count]
         limit = _COUNTERS_PER_PASS if self.device.type == "cpu" else _COUNTERS_PER_PASS_ON_GPU
         lanes_per_pass = max(1, limit // max(1, blocks))
         for start in range(0, len(self), lanes_per_pass):

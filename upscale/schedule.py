@@ -39,6 +39,14 @@ def full_batch_size(schedule: ScheduleConfig, lanes: int) -> int:
     return math.ceil(max(schedule.batch.start, schedule.batch.end) / lanes) * lanes
 
 
+def planned_instances(schedule: ScheduleConfig, lanes: int, steps: int | None) -> int:
+    """The instances after which a run ends: whole batches up to `schedule.instances`, at most `steps` of them."""
+    seen = taken = 0
+    while seen < schedule.instances and (steps is None or taken < steps):
+        seen, taken = seen + batch_size(seen, schedule, lanes), taken + 1
+    return seen
+
+
 def wake_group(block: int, model: ModelConfig) -> int:
     """0 for a plain block, k for a block of the k-th group to wake."""
     return 0 if block < model.plain_blocks else 1 + (block - model.plain_blocks) // model.group_blocks

@@ -63,6 +63,8 @@ class Supervisor:
         failed_at: list[int | None] = []
         while True:
             count = self.available_ranks()
+            if self.stopping is not None:  # the signal came while there was no rank to hand it to
+                return INTERRUPTED_EXIT_CODE if self.stopping == signal.SIGINT else STOPPED_EXIT_CODE
             self.say(f"starting {count} ranks" + (f" (restart {len(failed_at)})" if failed_at else ""))
             reason, code = self.attempt(count)
             if code in FINAL_EXIT_CODES or self.stopping is not None:
@@ -92,6 +94,8 @@ class Supervisor:
                 place = {**shared, "RANK": rank, "LOCAL_RANK": rank}
                 environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
                 self.ranks.append(subprocess.Popen(program, env=environment, start_new_session=True))
+            if self.stopping is not None:  # it came while they were being started
+                self.forward(self.stopping, None)
             return self.watch()
         finally:
             self.end_all()

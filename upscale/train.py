@@ -25,6 +25,7 @@ from collections.abc import Callable
 import torch
 
 from upscale import (
+    ahead,
     command,
     config_files,
     data,
@@ -121,7 +122,7 @@ class Trainer:
         model, self.engine = passes.build(config, world)
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-        self.lanes = rows(owned, world.device)
+        self.lanes = ahead.drawn(config.data, rows, owned, world.device)
         self.micro_batch = planning.micro_batch(config, world.device, passes.most_rows(config, world.size), world.size)
         self.passes = passes.Passes(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
@@ -176,7 +177,7 @@ class Trainer:
             batch = schedule.batch_size(seen, self.config.schedule, self.config.data.lanes)
             active = schedule.active_blocks(seen, self.config.schedule, self.config.model)
             with self.generating.running():
-                rows = self.lanes.draw(batch // self.config.data.lanes)
+                rows = self.lanes.draw(batch // self.config.data.lanes, self.following_rows_per_lane(seen + batch))
             loss = self.passes.backpropagate(
                 rows,
                 batch,
@@ -213,6 +214,12 @@ class Trainer:
                 return self.close(f"stopped by {self.stop.signal or 'a signal to another rank'}", STOPPED_EXIT_CODE)
             if finished:
                 return self.close("finished", 0)
+
+    def following_rows_per_lane(self, seen: int) -> int | None:
+        """What the step after the one under way will draw, when it will have seen so many instances; None: no step."""
+        last = self.counters.step + 1 == self.config.run.steps or seen >= self.config.schedule.instances
+        batch = schedule.batch_size(seen, self.config.schedule, self.config.data.lanes)
+        return None if last else batch // self.config.data.lanes
 
     def finished(self) -> bool:
         limit = self.config.run.steps
@@ -268,6 +275,7 @@ class Trainer:
             "grad_norm": report.gradient_norm if report.applied else None,
             "step_seconds": step_seconds,
             "generate_seconds": self.world.maximum(self.generating.take()) / self.steps,
+            "draw_seconds": self.world.maximum(self.lanes.take_seconds()) / self.steps,
             "checkpoint_blocking_seconds": self.saver.take_blocking_seconds(),
             "tokens_per_second": tokens_per_second,
             "tokens_per_second_per_device": per_device,
@@ -312,6 +320,7 @@ class Trainer:
     def close(self, reason: str, code: int) -> int:
         """Wait for the last save and say where everything is."""
         failure = self.saver.wait()
+        self.lanes.close()
         self.tracker.note(
             f"{reason} at step {self.counters.step:,}, {self.counters.instances:,} instances. "
             f"Run directory: {self.directory}"

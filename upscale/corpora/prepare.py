@@ -94,7 +94,7 @@ def _working_folder(to: Path) -> Iterator[Path]:
 def _remove_attempt(to: Path) -> None:
     """Deletes what an unfinished attempt wrote, but for downloads."""
     (to / index.WORK / "spool").unlink(missing_ok=True)
-    of_splits = [form for split in index.SPLITS for form in (f"{split}-*.tar", f".{split}-*.tar.tmp")]
+    of_splits = [form for split in index.SPLITS for form in (f"{split}-*.tar", f".{split}-*.tar.*.tmp")]
     for form in [*of_splits, f".{index.INDEX}.*.tmp"]:
         for path in to.glob(form):
             path.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 from array import array
 from bisect import bisect_right
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from upscale.corpora import index, parallel
 from upscale.corpora.index import BLOCK, PIECE_BYTES, SHARD_PIECES, Shard
+from upscale.files import replacing
 
 
 @dataclass
@@ -66,19 +66,11 @@ def plan(sizes: dict[str, int], shard_bytes: int) -> Iterator[Part]:
 def write_shard(part: Part, *, spool: Spool, folder: Path, piece_bytes: int, shard_pieces: int) -> tuple[Part, Shard]:
     """One tar file, complete or not there under its name; raises OSError."""
     path = folder / f"{part.split}-{part.number:05d}.tar"
-    temporary = path.with_name(f".{path.name}.tmp")
     digest, size = hashlib.sha256(), 0
-    try:
-        with open(temporary, "wb") as file:
-            for block in _tar(part, spool, piece_bytes, shard_pieces):
-                digest.update(block)
-                size += file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        for block in _tar(part, spool, piece_bytes, shard_pieces):
+            digest.update(block)
+            size += file.write(block)
     return part, Shard(path.name, size, part.text_bytes, digest.hexdigest())
 
 

@@ -77,7 +77,10 @@ def picture(found: Mapping[str, Measures]) -> bytes:
         ranks = np.arange(1, len(each.rank_frequencies) + 1)
         panels[2].loglog(ranks, each.rank_frequencies, **{**look, "marker": None})
         panels[3].plot(each.gzip_ratio, each.mean_repeat, **{**look, "linestyle": "none", "marker": "o"})
-        panels[3].annotate(name, (each.gzip_ratio, each.mean_repeat), xytext=(4, 3), textcoords="offset points")
+    # Neighbours in height get their names above and below in turn, so that few names meet.
+    for place, (name, each) in enumerate(sorted(found.items(), key=lambda item: item[1].mean_repeat)):
+        offset = (4, -9 if place % 2 else 3)
+        panels[3].annotate(name, (each.gzip_ratio, each.mean_repeat), xytext=offset, textcoords="offset points")
     labels = [
         ("order of the in-context Markov model", "bits per token"),
         ("tokens before", "conditional entropy, bits"),
@@ -88,7 +91,10 @@ def picture(found: Mapping[str, Measures]) -> bytes:
         panel.set_xlabel(across)
         panel.set_ylabel(up)
         panel.grid(color="#e4e4e4")
+    for panel in panels[:2]:
+        panel.xaxis.get_major_locator().set_params(integer=True)
     panels[3].set_yscale("symlog")
+    panels[3].margins(x=0.1)
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -88,8 +88,7 @@ class AutoregressiveSource:
                 f"{len(stream)} lanes, conditions {tuple(conditions.shape)}, seeds {tuple(seeds.shape)}; allowed: "
                 f"(lanes, rows, length) and (lanes, rows, {self.seed_tokens}), length at least {self.seed_tokens}"
             )
-        on_gpu = max(1, _ROWS_PER_GPU_CALL // (rows + -rows % ROWS_FILL))
-        per_call = self.lanes_per_call or (lanes if stream.device.type == "cpu" else on_gpu)
+        per_call = self.lanes_per_call or self._lanes_at_once(stream.device, lanes, rows)
         written = torch.empty(lanes, rows, length, dtype=token_dtype(self.vocabulary), device=stream.device)
         with torch.no_grad(), exact_products(stream.device):
             for start in range(0, lanes, per_call):
@@ -97,6 +96,9 @@ class AutoregressiveSource:
                 part = self._write(stream.at(places), conditions[places], seeds[places])
                 written[start : start + per_call] = part[: lanes - start]
         return written
+
+    def _lanes_at_once(self, device: torch.device, lanes: int, rows: int) -> int:
+        return lanes if device.type == "cpu" else max(1, _ROWS_PER_GPU_CALL // (rows + -rows % ROWS_FILL))
 
     def _write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         lanes, rows, length = conditions.shape
@@ -106,11 +108,9 @@ class AutoregressiveSource:
         conditions, seeds = (
             torch.nn.functional.pad(tokens.permute(2, 0, 1), (0, filling)).long() for tokens in (conditions, seeds)
         )
-        heights = None
-        if self.temperature > 0:
-            # In (0, 1]: so the first entry of the cumulative sum that reaches height * total always exists and always
-            # has a positive probability, however the sum was rounded.
-            heights = 1 - stream.uniform(Purpose.TOKEN, rows, free_tokens).permute(2, 0, 1)
+        heights = self._heights(stream, rows, free_tokens)
+        if heights is not None:
+            heights = heights.permute(2, 0, 1)
             heights = torch.nn.functional.pad(heights, (0, filling), value=1.0)
             heights = heights.reshape(free_tokens, -1, 1).to(self.dtype)
         walk = self._walk(stream, rows + filling, length)
@@ -130,6 +130,14 @@ class AutoregressiveSource:
             if time + 1 >= self.seed_tokens:
                 walk.sample(heights_met[time + 1], out=drawn[time + 1])
         return tokens.view(length, lanes, -1)[..., :rows].permute(1, 2, 0).to(token_dtype(self.vocabulary))
+
+    def _heights(self, stream: Stream, rows: int, free_tokens: int) -> torch.Tensor | None:
+        """Where each draw meets its distribution's sum, as a share of it: (L, rows, free_tokens) fp32, None if greedy.
+
+        In (0, 1]: so the first entry of the cumulative sum that reaches height * total always exists and always has a
+        positive probability, however the sum was rounded.
+        """
+        return 1 - stream.uniform(Purpose.TOKEN, rows, free_tokens) if self.temperature > 0 else None
 
     def _walk(self, stream: Stream, rows: int, length: int) -> Walk:
         """The start of a call over the stream's lanes, `rows` rows each (filled up), `length` tokens."""

@@ -14,8 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
+from upscale.compiled import triton_found
 from upscale.randomness import Purpose, Stream
 from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled, filled_up
+from upscale.sources.tokens import token_dtype
+
+# The fused kernel holds the logits of a tile of rows in registers, all at once.
+MOST_FUSED_TOKENS = 256
 
 # The least number of elements that an elementwise CPU kernel gives a thread.
 _ELEMENTS_PER_THREAD = 1 << 15
@@ -47,6 +52,11 @@ class RecurrentSource(AutoregressiveSource):
     gate_factors: tuple[int, ...]
     """One for a gate through a sigmoid, two for one through tanh(x) = 2 sigmoid(2x) - 1, in PyTorch's order."""
 
+    def __init__(self, *, fused: bool = True, **arguments: object) -> None:
+        """With `fused`, all is done in one launch where it can be: on a GPU with Triton, up to 256 tokens."""
+        super().__init__(**arguments)
+        self.fused = fused
+
     def program(self, stream: Stream) -> Program:
         """The stream's random programs."""
         gate_rows, half = len(self.gate_factors) * self.hidden, self.hidden // 2
@@ -66,6 +76,21 @@ class RecurrentSource(AutoregressiveSource):
             head_weight=drawn(Purpose.HEAD_WEIGHT, self.vocabulary, self.hidden),
             head_bias=drawn(Purpose.HEAD_BIAS, self.vocabulary),
         )
+
+    def _is_fused(self, device: torch.device) -> bool:
+        return self.fused and device.type == "cuda" and triton_found() and self.vocabulary <= MOST_FUSED_TOKENS
+
+    def _lanes_at_once(self, device: torch.device, lanes: int, rows: int) -> int:
+        return lanes if self._is_fused(device) else super()._lanes_at_once(device, lanes, rows)
+
+    def _write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        if not self._is_fused(stream.device):
+            return super()._write(stream, conditions, seeds)
+        from upscale.sources import fused
+
+        heights = self._heights(stream, conditions.shape[1], conditions.shape[2] - self.seed_tokens)
+        tokens = fused.write(self.program(stream), conditions, seeds, heights, self.temperature)
+        return tokens.to(token_dtype(self.vocabulary))
 
     def _walk(self, stream: Stream, rows: int, length: int) -> "_Step":
         return _Step(self, self.program(stream), rows)
