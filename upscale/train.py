@@ -44,6 +44,7 @@ from upscale.distributed import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import suite
 from upscale.evaluation.table import summary
+from upscale.profiling import Profiler
 from upscale.saving import Saver
 from upscale.sources.sample import printable
 from upscale.spikes import SpikeGuard
@@ -131,6 +132,7 @@ class Trainer:
         self.spike_guard = SpikeGuard(config.optimizer.spike, world, self.saver)
         self.tracker = Tracker(config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id)
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
+        self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
         overlaps = data.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
         for note in [self.introduction(), *notes, *more_notes, *overlaps]:
@@ -170,6 +172,7 @@ class Trainer:
         while True:
             begin, seen = time.perf_counter(), self.counters.instances
             self.watchdog.beat()
+            self.profiler.begin(self.counters.step + 1)
 
             batch = schedule.batch_size(seen, self.config.schedule, self.config.data.lanes)
             active = schedule.active_blocks(seen, self.config.schedule, self.config.model)
@@ -198,6 +201,8 @@ class Trainer:
                 self.log(bits, report, batch, active, observed)
             else:
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
+            if note := self.profiler.end(self.counters.step, leaving=stopping or finished):
+                self.tracker.note(note)
             if not stopping and (
                 finished or schedule.crossed(seen, self.counters.instances, self.config.evaluation.every)
             ):
