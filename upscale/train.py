@@ -11,7 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":
     # Started as a file: find the package itself, and not the files beside this one as top-level modules.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from upscale import interrupt
+    from upscale.supervision import interrupt
 
     interrupt.leave_quietly()
     interrupt.remember_stop_requests()
@@ -24,22 +24,9 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import (
-    ahead,
-    command,
-    config_files,
-    data,
-    engines,
-    flight_recorder,
-    initialization,
-    interrupt,
-    lanes,
-    passes,
-    planning,
-    run_directory,
-    schedule,
-)
+from upscale import ahead, command, data, engines, initialization, lanes, passes, planning, run_directory, schedule
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.distributed import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import suite
@@ -49,9 +36,10 @@ from upscale.saving import Saver
 from upscale.sources.sample import printable
 from upscale.spikes import SpikeGuard
 from upscale.stability import Observer
+from upscale.supervision import flight_recorder, interrupt
+from upscale.supervision.watchdog import Watchdog
 from upscale.timing import Stopwatch, peak_memory_gib
 from upscale.tracking import Tracker
-from upscale.watchdog import Watchdog
 
 
 def main(arguments: list[str] | None = None) -> int:

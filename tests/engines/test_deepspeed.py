@@ -10,7 +10,8 @@ from tests import tiny
 from tests.benchmarks import coordinate_check
 from tests.engines import common
 from tests.ranks import run_ranks
-from upscale import config_files, engines, planning
+from upscale import engines, planning
+from upscale.config import files as config_files
 from upscale.distributed import World
 from upscale.errors import UserError
 from upscale.model import parametrization

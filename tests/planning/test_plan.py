@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from upscale import config_files, planning, schedule
+from upscale import planning, schedule
+from upscale.config import files as config_files
 from upscale.errors import USER_ERROR_EXIT_CODE, UserError
 from upscale.planning import verb
 from upscale.planning.communication import LINK_EFFICIENCY, Cluster, traffic

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from upscale.config_base import (
+from upscale.config.base import (
     AUTO,
     Auto,
     Count,
@@ -23,8 +23,8 @@ from upscale.config_base import (
     Share,
     integral,
 )
-from upscale.config_finetuning import CorpusConfig, Part, problems_of_fine_tuning
-from upscale.config_sources import LSTM, Source, problems_of_sources
+from upscale.config.finetuning import CorpusConfig, Part, problems_of_fine_tuning
+from upscale.config.sources import LSTM, Source, problems_of_sources
 
 BYTES = 256
 
