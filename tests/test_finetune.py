@@ -23,7 +23,12 @@ from upscale.evaluation.texts import load_text
 from upscale.model import parametrization
 
 AWAKE = "schedule.wake_every=0"
-OPTIONS = {"optimizer__freeze": "[embeddings, norms]", "optimizer__layer_decay": 0.8, "optimizer__z_loss": 0.01}
+OPTIONS = {
+    "optimizer__freeze": "[embeddings, norms]",
+    "optimizer__layer_decay": 0.8,
+    "optimizer__z_loss": 0.01,
+    "data__first_target": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def tuned(folder) -> Path:
 
 
 def test_fine_tuning_equals_a_plain_trainer(folder, tuned):
-    """Rows, weights, frozen parts, layer-wise rates and z-loss at once, against tests/reference/training.py."""
+    """Rows, weights, frozen parts, layer-wise rates, z-loss, first target: against tests/reference/training.py."""
     config = tiny.config(**changes(folder, **OPTIONS))
     plain = PlainTrainer(config)
     plain.model.load_state_dict(upscale.load(folder / "weights.safetensors").state_dict())

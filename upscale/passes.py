@@ -64,7 +64,8 @@ class Passes:
         size = self.micro_batch if self.compiled else min(self.micro_batch, most)
         count = math.ceil(most / size)
         weights = torch.zeros(count * size, device=rows.device)
-        weights[: len(rows)] = 1 / (batch * self.config.model.context)
+        skipped = self.config.data.first_target - 1  # predictions whose targets carry no loss
+        weights[: len(rows)] = 1 / (batch * (self.config.model.context - skipped))
         rows = torch.cat([rows, rows[:1].expand(count * size - len(rows), -1)])
         keys = self.dropout_keys(count * size, batch, step)
         loss = torch.zeros((), device=rows.device)
@@ -73,7 +74,8 @@ class Passes:
             part = slice(index * size, (index + 1) * size)
             self.seed_dropout(step, index)
             logits = self.engine.logits(rows[part, :-1], active, row_keys=None if keys is None else keys[part])
-            share = (row_losses(logits, rows[part, 1:]) * weights[part]).sum()
+            logits = logits[:, skipped:]
+            share = (row_losses(logits, rows[part, 1 + skipped :]) * weights[part]).sum()
             loss += share.detach()
             if self.config.optimizer.z_loss:
                 share = share + self.config.optimizer.z_loss * (row_z_losses(logits) * weights[part]).sum()

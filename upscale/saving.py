@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from upscale import config_files, run_directory, schedule
+from upscale import run_directory, schedule
 from upscale.checkpoint import manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.writer import Writer, snapshot
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.data import Rows
 from upscale.distributed import World
 from upscale.engines import STATES, Engine

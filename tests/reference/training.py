@@ -28,8 +28,9 @@ class PlainTrainer:
         awake = schedule.awake_groups(instances, self.config.schedule)
         active = schedule.active_blocks(instances, self.config.schedule, self.config.model)
         factor = schedule.learning_rate_factor(instances, self.config.schedule)
-        logits = self.model(rows[:, :-1], active)
-        loss = row_losses(logits, rows[:, 1:]).sum() / rows[:, 1:].numel()
+        first = self.config.data.first_target
+        logits, targets = self.model(rows[:, :-1], active)[:, first - 1 :], rows[:, first:]
+        loss = row_losses(logits, targets).sum() / targets.numel()
         self.model.zero_grad(set_to_none=True)
         (loss + self.config.optimizer.z_loss * (logits.exp().sum(-1).log() ** 2).mean()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.study import tiny
 from upscale.errors import UserError
+from upscale.evaluation.texts import load_text
 from upscale.study import plan, tree
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
@@ -136,12 +137,14 @@ def test_the_compared_text_must_be_held_out(tmp_path):
     evaluation = {"every": 36, "slices": 20, "tasks": ["wp"], "data_dir": "{folder}/texts"}
     (tmp_path / "texts").mkdir()
     tiny.write(tmp_path)
-    from upscale.evaluation.texts import load_text
 
-    (tmp_path / "texts/wp").write_bytes(load_text("wp").data.tobytes()[:5000])
+    (tmp_path / "texts/wp").write_bytes(load_text("wp").data.tobytes()[:4500])
     metric = [{"stage": "text", "task": "wp", "split": "data_dir"}]
     text = problems(tmp_path, stages__text__set__evaluation=evaluation, compare=metric)
-    assert "wp is evaluated on text that is trained on" in text
+    assert "stage text: wp is evaluated on text that is trained on" in text
+    seen = {"kind": "corpus", "corpora": [{"path": "{folder}/corpora/wp"}], "split": "validation"}
+    text = problems(tmp_path, stages__first__set={"data": seen, "schedule.instances": 2400})
+    assert "1 problem" in text and "stage first: wp is evaluated on text that is trained on" in text
 
 
 def test_budgets_are_equal_or_none(tmp_path):

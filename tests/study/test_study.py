@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.study import tiny
-from tests.test_supervisor import left_over
+from tests.supervision.test_supervisor import left_over
 from tests.test_train import environment, finish, logged, wait_for
 from upscale import run_directory
 from upscale.distributed import World
@@ -94,11 +94,18 @@ def test_the_same_command_goes_on_and_compares(finished):
         assert compared["arms"][arm]["0"]["final"] == ends[arm]
         assert compared["arms"][arm]["0"]["gain"] == pytest.approx(ends["scratch"] - ends[arm])
         assert [value / 16 for value in compared["curves"][arm]["0"]["tokens"]] == [0, 36, 72, 108, 144]
+    losses = [row["loss_bits_per_byte"] for row in read_json_lines(folder / "runs/first-0/metrics.jsonl")]
+    at_the_end = record["members"]["first-0"]["training_bits_per_token_at_the_end"]
+    assert len(losses) == 200 and at_the_end == pytest.approx(sum(losses[-20:]) / 20)
     reached = instances_to_reach(curves["whole"], ends["scratch"]) * 16
     assert compared["arms"]["whole"]["0"]["reached"] == (reached if reached == reached else None)
     page = (folder / "runs/tiny.md").read_text()
     assert f"| whole | 1 of 1 | 57,600 | {ends['whole']:.3f} |" in page and "![bits per character](tiny.png)" in page
     assert "fresh embeddings, head, attention" in page and "Speed-up:" in output
+    page = folder / "runs/tiny.md"
+    page.write_text(page.read_text() + "\n## Reading\n\nMine.\n")
+    assert verb.main([f"{folder}/study.yaml", "--runs", f"{folder}/runs", "--report"]) == 0
+    assert page.read_text().endswith("\n## Reading\n\nMine.\n") and page.read_text().count("Speed-up:") == 1
     assert (folder / "runs/tiny.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -131,7 +138,7 @@ def test_exactly_the_named_parts_begin_anew(finished):
 @pytest.fixture
 def signals():
     """What runs a study takes over signals for good; these tests call it in their own process."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -169,6 +176,7 @@ def test_a_member_that_began_with_other_settings_is_refused(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--only", "model.width=64"], "--only names no arm; allowed: scratch, whole, body"),
         (["--only", "scrach"], "--only: no arm scrach; did you mean scratch?"),
         (["--ranks", "0"], "--ranks 0: must be at least 1"),
         (["--ranks", "5", "--dry-run"], "a stage has data.lanes = 4"),

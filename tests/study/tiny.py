@@ -63,7 +63,7 @@ def write(folder: Path, **changes: object) -> Path:
     """The study file with its base config and a corpus of real text; returns its path."""
     if not (folder / "corpora").exists():
         content = load_text("wp").data.tobytes()[:6000]
-        corpus(folder / "corpora/wp", content, {"train": 5000, "validation": 500, "test": 500})
+        corpus(folder / "corpora/wp", content, {"train": 4500, "validation": 1000, "test": 500})
         config: dict = {}
         for override in tiny.overrides(run__name="base"):
             key, _, value = override.partition("=")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from upscale import config_files, data, initialization, run_directory, schedule, sources
+from upscale import data, initialization, run_directory, schedule, sources
 from upscale.checkpoint import manifest
 from upscale.config import AUTO, Config
+from upscale.config import files as config_files
 from upscale.corpora import index
 from upscale.errors import UserError
 from upscale.evaluation import suite
@@ -23,8 +24,8 @@ from upscale.study.tree import Metric, Step, Study, failure
 # The study decides these, so that members fit together.
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "run.resume", "init.from", "init.step", "init.reinitialize")
 # A member that has begun must still be of the same experiment; that corpora are the same is checked by their content.
-FIXED_SECTIONS = ("model", "mup", "optimizer", "schedule", "data", "init", "run.seed", "run.steps")
-MOVABLE_KEYS = ("data.corpora", "init.from")
+FIXED_SECTIONS = ("model", "mup", "optimizer", "schedule", "data", "init", "run.seed", "run.steps", "evaluation.slices")
+MOVABLE_KEYS = ("data.corpora", "data.ahead", "data.workers", "init.from")
 UNEQUAL = 0.01
 
 
@@ -174,10 +175,13 @@ def _problems_of_settings(study: Study, overrides: list[str]) -> Iterator[str]:
 
 def _problems_of_members(plan: Plan) -> Iterator[str]:
     """What no single config shows: files that are not there, models that do not fit, runs of another experiment."""
-    stages = {member.stage: member for member in reversed(plan.members())}
-    for stage, member in stages.items():
-        for problem in _problems_of_files(member.config, [m for m in plan.study.compare if m.stage == stage]):
-            yield f"stage {stage}: {problem}"
+    configs = {member.stage: member.config for member in reversed(plan.members())}
+    problems = [
+        f"stage {stage}: {problem}"
+        for stage, config in configs.items()
+        for problem in _problems_of_files(config, [metric for metric in plan.study.compare if metric.stage == stage])
+    ]
+    yield from problems or _problems_of_held_out_texts(plan, configs)
     for member in plan.members():
         if member.before:
             source, instances = member.before.config, member.before.instances
@@ -222,8 +226,18 @@ def _problems_of_files(config: Config, metrics: list[Metric]) -> Iterator[str]:
                 "evaluation.data_dir to the folder of the prepared corpora, or compare with "
                 f"split: {split}"
             )
-        elif metric.task in texts:
-            yield from data.overlaps(config, [texts[metric.task]])
+
+
+def _problems_of_held_out_texts(plan: Plan, configs: dict[str, Config]) -> Iterator[str]:
+    """A compared text that its own stage or an earlier one trains on."""
+    for metric in plan.study.compare:
+        if metric.task not in TEXTS:
+            continue
+        text = load_text(metric.task, configs[metric.stage].evaluation.data_dir)
+        earlier = [m.stage for arm in plan.arms_with(metric.stage) for m in plan.chain_before(arm, metric.stage)]
+        for stage in dict.fromkeys([metric.stage, *earlier]):
+            for warning in data.overlaps(configs[stage], [text]):
+                yield f"stage {stage}: {warning.removeprefix('WARNING: ')}"
 
 
 def _changes(member: Member) -> Iterator[str]:

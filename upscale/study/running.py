@@ -32,8 +32,9 @@ class Runner:
 
     def run(self) -> int:
         """0 when all have finished, 1 after a failure, 75 or 130 when a signal asked to stop."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._receive)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, self._receive)
         for place, member in enumerate(self.members, 1):
             title = f"[{place}/{len(self.members)}] {member.name}"
             if member.finished():
@@ -51,7 +52,7 @@ class Runner:
         seen, begin = member.seen(), time.monotonic()
         console = member.directory / CONSOLE
         self._say(f"{title}: " + (f"continues at {seen:,} of" if seen else "trains on") + f" {member.instances:,} rows")
-        words = [sys.executable, "-m", "upscale.supervisor", *member.arguments]
+        words = [sys.executable, "-m", "upscale.supervision.supervisor", *member.arguments]
         words += ["--ranks", str(self.ranks)] if self.ranks else []
         member.directory.mkdir(parents=True, exist_ok=True)
         with open(console, "ab") as file:
@@ -61,7 +62,7 @@ class Runner:
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, env=environment
             )
         if self.stopping is not None:  # it came while the process was being started
-            self.process.send_signal(self.stopping)
+            self._receive(self.stopping, None)
         code = self._wait(member, title)
         self.process = None
         if self.stopping is not None:
@@ -83,10 +84,13 @@ class Runner:
         return code
 
     def _receive(self, number: int, _frame) -> None:
-        """Hand the signal to the supervisor, which hands it to every rank: they save, or end at once, as it asks."""
+        """Hand the signal to the supervisor, which hands it to every rank: they save, or end at once, as it asks.
+
+        A terminal that goes away asks to save.
+        """
         self.stopping = number
         if self.process and self.process.poll() is None:
-            self.process.send_signal(number)
+            self.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _fail(self, member: Member, message: str) -> None:
         self.failed.append(member.name)

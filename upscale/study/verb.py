@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values for all stages")
     given = sys.argv[2:] if arguments is None else arguments
     options = parser.parse_intermixed_args(given)
-    only = [word for word in options.only or [] if "=" not in word] or None
+    only = None if options.only is None else [word for word in options.only if "=" not in word]
     overrides = options.overrides + [word for word in options.only or [] if "=" in word]
     if options.ranks is not None and options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}: must be at least 1")
@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
             "--slurm runs one rank per GPU of each job and submits the report itself: leave --ranks and --report out"
         )
     study = tree.load(options.file)
+    if only == []:
+        raise UserError(f"--only names no arm; allowed: {', '.join(study.arms)}")
     for arm in only or []:
         if arm not in study.arms:
             raise UserError(f"--only: no arm {arm}; {tree.nearest(arm, study.arms)}")
@@ -59,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(plan: Plan, words: Sequence[str]) -> None:
     """Write and print what is known of the baseline and at least one other arm; say so where that is nothing."""
-    found = results.collect(plan)
+    try:
+        found = results.collect(plan)
+    except ValueError as error:  # a damaged line of a run's files
+        raise UserError(str(error)) from None
     known = [
         result for result in found if any(result.outcomes[arm] for arm in result.outcomes if arm != result.baseline)
     ]

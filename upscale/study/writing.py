@@ -9,11 +9,12 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-from upscale import config_files
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.files import write_atomically
-from upscale.report.runs import Run, value
+from upscale.report.runs import Run, read_runs, value
 from upscale.study.plan import Plan
 from upscale.study.results import Result, Spread
 
@@ -22,6 +23,7 @@ HEADS = (
     *("gain, % of perplexity", "tokens to reach", "speed-up", "speed-up in all"),
 )
 DERIVED = ("gain", "gain_of_bits", "gain_of_perplexity", "speed_up", "speed_up_in_all")
+READING = "## Reading"
 NOTE = (
     "Bits per character of the held-out text. Gain: how much lower than the baseline of the same seed an arm ends; 2 "
     "s.e.: two standard errors of that difference over slices of the text, the largest of the seeds. Tokens to reach: "
@@ -31,7 +33,10 @@ NOTE = (
 
 
 def write(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> str:
-    """Writes NAME.json, NAME.png and NAME.md into the folder of the results; returns the tables for the terminal."""
+    """Writes NAME.json, NAME.png and NAME.md into the folder of the results; returns the tables for the terminal.
+
+    What stands below `## Reading` in an earlier NAME.md stays.
+    """
     stem = plan.to / plan.study.name
     try:
         plan.to.mkdir(parents=True, exist_ok=True)
@@ -39,11 +44,19 @@ def write(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> str:
             stem.with_suffix(".json"), (json.dumps(record(plan, results, words), indent=1) + "\n").encode()
         )
         write_atomically(stem.with_suffix(".png"), picture(results))
-        write_atomically(stem.with_suffix(".md"), markdown(plan, results, words).encode())
+        page = stem.with_suffix(".md")
+        write_atomically(page, (markdown(plan, results, words) + _reading(page)).encode())
     except OSError as error:
         raise UserError(f"the results cannot be written to {plan.to}: {error.strerror or error}; choose --to") from None
     tables = "\n\n".join(f"{heading(result)}\n{aligned(rows(plan, result))}" for result in results)
     return f"{tables}\n\n{NOTE}\nwritten: {stem}.md, .json, .png"
+
+
+def _reading(page: Path) -> str:
+    """What someone has written below the heading READING of an earlier version, heading included."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    _, heading, reading = text.partition(f"\n{READING}\n")
+    return heading + reading
 
 
 def heading(result: Result) -> str:
@@ -121,8 +134,9 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
         compared.append({**result.metric.model_dump(), "baseline": result.baseline, "arms": arms, "curves": curves})
     members = {}
     for member in plan.members():
-        finished = member.finished()
-        members[member.name] = {"arguments": member.arguments, "tokens": member.tokens, "finished": finished}
+        members[member.name] = {"arguments": member.arguments, "tokens": member.tokens, "finished": member.finished()}
+        if member.finished():
+            members[member.name] |= _training(member.directory)
     return {
         "study": plan.study.model_dump(mode="json"),
         "command": shlex.join(words),
@@ -130,6 +144,14 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
         "compared": compared,
         "members": members,
     }
+
+
+def _training(directory: Path) -> dict:
+    """How well and how long a member trained: a first stage that learned nothing has nothing to hand on."""
+    (run,) = read_runs([directory])
+    losses = run.column("loss_bits_per_byte")
+    last = losses[-max(1, len(losses) // 10) :]
+    return _finite({"training_bits_per_token_at_the_end": float(last.mean()), "step_seconds": run.seconds})
 
 
 def _curve(result: Result, run: Run) -> dict[str, list[float]]:
@@ -173,7 +195,7 @@ def picture(results: Sequence[Result]) -> bytes:
             low, high = ([pick(points[place]) for place in places] for pick in (min, max))
             axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
             lines.setdefault(arm, axes.plot(places, means, **look)[0])
-            later += high[len(high) // 4 :] + low
+            later += high[len(high) // 4 :] + low[len(low) // 4 :]
             if arm == result.baseline:
                 axes.axhline(means[-1], **OPTIMUM)
         axes.set_title(f"{result.metric.task} ({result.metric.split}), stage {result.metric.stage}", loc="left")

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from upscale import config_files, planning
+from upscale import planning
 from upscale.config import buffer_rows, enriched_rows
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.model import parametrization
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "studies")
 DEPTHS_AND_HEADS = {
     384: (16, 3),
@@ -97,6 +98,7 @@ def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
         ),
         (["model.width=64"], "model.depth: auto gives -16 blocks at width 64"),
         (["schedule.batch.from=2e6"], "schedule.batch.to: 1000000 is before schedule.batch.from = 2000000"),
+        (["data.first_target=513"], "data.first_target: 513 leaves no target in a row: at most model.context = 512"),
         (["data.reset.constant=0.9"], "data.reset: constant + noise must be at most 1"),
         (
             ["data.sources=[{kind: lstm, multiplier: [2, 1]}]"],
@@ -154,6 +156,12 @@ def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
 )
 def test_impossible_values(overrides, expected):
     assert expected in "\n".join(problems(*overrides))
+
+
+def test_a_file_may_merge_what_it_said_before(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("one: &one {width: 384, heads: 3}\ntwo: {<<: *one, width: 512}\n")
+    assert config_files.read_yaml(path, "config", "a mapping")["two"] == {"width": 512, "heads": 3}
 
 
 @pytest.mark.parametrize(
