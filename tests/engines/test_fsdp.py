@@ -83,7 +83,16 @@ def traffic(world: World, kind: dict) -> dict[str, int]:
 def two_ranks(world: World) -> dict[str, object]:
     """Everything that is tested at two ranks, in one start of the processes."""
     return {
-        **common.train_each(world, {"resharded": FSDP, "kept": KEPT, "recomputed": RECOMPUTED, "selective": SELECTIVE}),
+        **common.train_each(
+            world,
+            {
+                "resharded": FSDP,
+                "kept": KEPT,
+                "recomputed": RECOMPUTED,
+                "selective": SELECTIVE,
+                "gathered ahead": AHEAD,
+            },
+        ),
         "poisoned": common.train(world, common.config(**KEPT), 10, 5),
         "evaluations": {"resharded": evaluate_and_write(world, FSDP), "kept": evaluate_and_write(world, KEPT)},
         "traffic": {"resharded": traffic(world, FSDP), "kept": traffic(world, KEPT), "ahead": traffic(world, AHEAD)},
