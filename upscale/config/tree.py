@@ -65,7 +65,7 @@ class ModelConfig(Section):
     qk_norm: bool = False
     """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size)."""
     compile: bool | Auto = AUTO
-    """torch.compile per block; auto: with a GPU and ZeRO stage below 3."""
+    """torch.compile per block; auto: with a GPU, but not under ZeRO stage 3."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping it: nothing; what is cheap, so that matrix products and
     attention are kept; or every block."""
