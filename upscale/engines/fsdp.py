@@ -37,10 +37,11 @@ class FSDPEngine:
         self.reshard, self.ahead, self.linked_blocks = config.engine.reshard, config.engine.prefetch_blocks, None
         groups = parameter_groups(model, config)
         mesh = _mesh(config, world)
-        # One after the other, so that only one whole block at a time is on the device.
-        for block in model.blocks:
+        # One after the other, so that only one whole block at a time is on the device. Gates are the model's unit's:
+        # FSDP2 gives what it shards a class of its own, which must be one for all blocks to share a compiled graph.
+        for block in model.insides():
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard, mp_policy=_precision(config, block))
-        # Embeddings and head stay gathered: the backward pass needs the head at once.
+        # Embeddings, gates and head stay gathered: the backward pass needs the head at once.
         fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=_precision(config, model))
         self.units = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for unit in self.units:
@@ -66,7 +67,7 @@ class FSDPEngine:
         """Tell every awake block which others to gather while it computes; one ahead is what FSDP2 does by itself."""
         if self.ahead == 1 or active_blocks == self.linked_blocks:
             return
-        awake = list(self.model.blocks[:active_blocks])
+        awake = self.model.insides(active_blocks)
         for index, block in enumerate(awake):
             block.set_modules_to_forward_prefetch(awake[index + 1 : index + 1 + self.ahead])
             block.set_modules_to_backward_prefetch(awake[max(0, index - self.ahead) : index][::-1])

@@ -111,11 +111,16 @@ class Transformer(nn.Module):
                 x = recomputation.run(block, x, keys, self.config.checkpointing, self.compiled)
             return self.head(x[:, -1:] if last_only else x).float() * self.output_multiplier
 
+    def insides(self, active_blocks: int | None = None) -> list[Block]:
+        """The first `active_blocks` blocks (None: all) without their gates: all of one class, so one compiled graph
+        and one kind of sharded unit serve them."""
+        return [block.block if isinstance(block, ProgressiveBlock) else block for block in self.blocks[:active_blocks]]
+
     def compile_blocks(self) -> None:
         """Compile the inside of each block; gates and the choice of blocks stay outside."""
         self.compiled = True
-        for block in self.blocks:
-            (block.block if isinstance(block, ProgressiveBlock) else block).compile()
+        for block in self.insides():
+            block.compile()
 
 
 def row_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
