@@ -20,7 +20,7 @@ from upscale import ahead, data
 from upscale import train as program
 from upscale.data import Kept
 from upscale.errors import RunError, UserError
-from upscale.sources import UniformSource
+from upscale.sources import UniformSource, native
 from upscale.workers import Workers
 
 MIXTURE = "[{kind: lstm, hidden: 8}, {kind: utm}, {kind: uniform}]"
@@ -82,6 +82,32 @@ def test_a_schedules_growth_is_followed_without_a_wrong_guess(tmp_path):
     assert losses(tmp_path / "thread") == losses(tmp_path / "none")
     batches = [record["global_batch"] for record in metrics(tmp_path / "thread")]
     assert len(set(batches)) > 3 and sum(batches) == metrics(tmp_path / "thread")[-1]["instances"]
+
+
+def test_a_run_resumed_in_another_mode_has_the_same_losses(tmp_path):
+    """Against one run in turn: six steps with workers, the others with a thread.
+
+    And one that goes on without a C compiler, which rounds otherwise, says so.
+    """
+    run_ranks(_resumed, 1, tmp_path)
+    assert losses(tmp_path / "ahead") == losses(tmp_path / "none")
+    assert len(losses(tmp_path / "none")) == 12
+    log = (tmp_path / "log/log.txt").read_text()
+    assert log.count("WARNING: rows were computed by native and are now by eager on cpu") == 1
+    assert "WARNING: rows" not in (tmp_path / "ahead/log.txt").read_text()
+
+
+def _resumed(world, folder):
+    for name, mode, steps in (("none", "none", None), ("ahead", "workers", 6), ("ahead", "thread", None)):
+        changes = dict(run__dir=folder / name, data__ahead=mode, data__sources=MIXTURE, run__seed=4)
+        config = tiny.config(**changes, **({"run__steps": steps} if steps else {}))
+        program.Trainer(config, world, [], data.opened(config), None, program.StopRequest()).run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for steps in (2, 3):
+            config = tiny.config(run__dir=folder / "log", data__sources=MIXTURE, run__steps=steps)
+            program.Trainer(config, world, [], data.opened(config), None, program.StopRequest()).run()
+            patch.setattr(native, "available", lambda: False)
 
 
 def _trained(world, folder):
@@ -168,7 +194,12 @@ def alive(pid):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["TERM", "INT", "KILL"]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 75, id="TERM"),
+        pytest.param(signal.SIGINT, 130, id="INT", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, id="KILL", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_end_with_their_rank_however_it_ends(tmp_path, number, code):
     """A signal to the rank and its workers alike, as Slurm sends it; the stop still saves a whole checkpoint."""
@@ -188,6 +219,7 @@ def test_workers_end_with_their_rank_however_it_ends(tmp_path, number, code):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_training_ahead_and_resuming_give_the_same_losses(tmp_path):
     """Against one run in turn: each mode in two parts, the second by two ranks in the other mode; equal files."""
     extra = [f"data.sources={MIXTURE}", "run.seed=4"]

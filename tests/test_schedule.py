@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from upscale import config_files, schedule
+from upscale import schedule
+from upscale.config import files as config_files
 
 CONFIG = config_files.load(None).resolved()
 

@@ -12,7 +12,7 @@ from tests import tiny
 from tests.engines import common
 from tests.ranks import run_ranks
 from tests.reference.training import PlainTrainer
-from upscale import data, lanes, train
+from upscale import data, lanes, passes, train
 from upscale.checkpoint import manifest
 from upscale.config import Config, SpikeConfig
 from upscale.distributed import World
@@ -42,7 +42,7 @@ def run(world: World, config: Config, spikes: tuple[int, ...] = SPIKES) -> dict:
         return common.row_losses(logits, targets) * (3 if trainer.counters.step + 1 in spikes else 1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "row_losses", multiplied)
+        patch.setattr(passes, "row_losses", multiplied)
         trainer.run()
     return {
         "end": common.copies(trainer.engine, ""),

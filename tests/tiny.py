@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from upscale import config_files
 from upscale.config import Config
+from upscale.config import files as config_files
 
 TINY = """
 run.name=tiny model.width=32 model.depth=6 model.heads=2 model.context=16 model.dropout=0 model.plain_blocks=2

@@ -29,7 +29,7 @@ class Ahead:
     """
 
     def __init__(self, rows: Undoable, device: torch.device) -> None:
-        self.lanes, self.device = rows.lanes, device
+        self.lanes, self.method, self.device = rows.lanes, rows.method, device
         self._rows = rows
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -107,7 +107,8 @@ class InTurn:
     """Rows drawn when they are wanted, with the interface of `Ahead`."""
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
-        self.lanes, self.state, self.load_state = rows.lanes, rows.state, rows.load_state
+        self.lanes, self.method = rows.lanes, rows.method
+        self.state, self.load_state = rows.state, rows.load_state
         self._draw, self._watch = rows.draw, Stopwatch(device)
 
     def draw(self, rows_per_lane: int, following: int | None = None) -> torch.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from upscale import interrupt
+from upscale.supervision import interrupt
 
 VERBS = {
     "train": ("upscale.train:main", "train the model of a config, or continue its run"),
-    "status": ("upscale.status:main", "where a run stands: step, time left, restarts, checkpoints, jobs"),
+    "status": ("upscale.jobs.status:main", "where a run stands: step, time left, restarts, checkpoints, jobs"),
     "evaluate": ("upscale.verbs:evaluate", "measure a run's checkpoint on tasks and texts beside the baselines"),
     "prepare": ("upscale.corpora.prepare:main", "turn Wikipedia, Linux or another text into a corpus to train on"),
     "report": ("upscale.verbs:report", "curves and tables of one or more runs as one HTML page"),

@@ -12,11 +12,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from upscale.errors import UserError
 
 FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC")
+# Vectors as long as the machine has them, and the bits as the source says: products and sums are not contracted.
+VECTOR_FLAGS = ("-O3", "-march=native", "-std=gnu99", "-ffp-contract=off", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -26,20 +29,22 @@ def triton_found() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def library(source: Path, needed_by: str) -> ctypes.CDLL:
+def available(source: Path, flags: Sequence[str] = FLAGS) -> bool:
+    """Whether `library` has what it needs: a C compiler, or what one made before."""
+    return (_cache() / _name(source, flags)).is_file() or bool(shutil.which(_compiler()[0]))
+
+
+def library(source: Path, needed_by: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
     """The shared library of one C file.
 
-    Its name holds a hash of the source, the flags and the machine's kind, so a cache may be shared by nodes and
-    versions; it appears complete or not at all, so ranks may compile at once. The cache is $XDG_CACHE_HOME/upscale or
-    ~/.cache/upscale, or a temporary folder where that cannot be written. Raises UserError, which names `needed_by`,
-    when there is no compiler or it fails.
+    Its name holds a hash of the source, the flags and the machine's kind, with the processor's features where the flags
+    say native; so a cache may be shared by nodes and versions. It appears complete or not at all, so ranks may compile
+    at once. The cache is $XDG_CACHE_HOME/upscale or ~/.cache/upscale, or a temporary folder where that cannot be
+    written. Raises UserError, which names `needed_by`, when there is no compiler or it fails.
     """
-    content = source.read_bytes()
-    key = hashlib.sha256(content + repr((FLAGS, platform.system(), platform.machine())).encode()).hexdigest()[:16]
-    name = f"{source.stem}-{key}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upscale"
+    name, folder = _name(source, flags), _cache()
     if not (folder / name).is_file():
-        folder = _compile(source, folder, name, needed_by)
+        folder = _compile(source, folder, name, needed_by, flags)
     try:
         return ctypes.CDLL(str(folder / name))
     except OSError as error:
@@ -49,10 +54,29 @@ def library(source: Path, needed_by: str) -> ctypes.CDLL:
         ) from None
 
 
-def _compile(source: Path, folder: Path, name: str, needed_by: str) -> Path:
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upscale"
+
+
+def _name(source: Path, flags: Sequence[str]) -> str:
+    machine = [platform.system(), platform.machine()]
+    information = Path("/proc/cpuinfo")
+    if "-march=native" in flags and information.exists():
+        # The first processor's flags: "flags" on x86, "Features" on Arm.
+        lines = information.read_text().splitlines()
+        machine.append(next((line for line in lines if line.startswith(("flags", "Features"))), ""))
+    key = hashlib.sha256(source.read_bytes() + repr((tuple(flags), *machine)).encode()).hexdigest()[:16]
+    return f"{source.stem}-{key}.so"
+
+
+def _compiler() -> list[str]:
+    """The command that CC gives, or the first of `COMPILERS` that there is."""
+    return shlex.split(os.environ.get("CC", "")) or [next(filter(shutil.which, COMPILERS), "")]
+
+
+def _compile(source: Path, folder: Path, name: str, needed_by: str, flags: Sequence[str]) -> Path:
     """Compiles into the folder, or another one when that cannot be written; returns the one used."""
-    chosen = os.environ.get("CC", "").strip()
-    command = shlex.split(chosen) or [next(filter(shutil.which, COMPILERS), "")]
+    command, chosen = _compiler(), os.environ.get("CC", "").strip()
     if not shutil.which(command[0]):
         missing = f"CC={chosen!r} names none" if chosen else f"there is no {', '.join(COMPILERS)}"
         raise UserError(
@@ -67,7 +91,7 @@ def _compile(source: Path, folder: Path, name: str, needed_by: str) -> Path:
         handle, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
     try:
-        done = subprocess.run([*command, *FLAGS, "-o", temporary, str(source)], capture_output=True, text=True)
+        done = subprocess.run([*command, *flags, "-o", temporary, str(source)], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{needed_by} could not be compiled by {shlex.join(command)}:\n{done.stderr.strip()}")
         os.replace(temporary, folder / name)

@@ -27,6 +27,9 @@ class Rows(Protocol):
     lanes: tuple[int, ...]
     """This rank's numbers among all lanes."""
 
+    method: str
+    """How rows are computed: where it differs, so do the rows, by amplified roundings."""
+
     def draw(self, rows_per_lane: int) -> torch.Tensor:
         """The next training rows, (lanes * rows_per_lane, context + 1) uint8 on the device, lane after lane."""
 
@@ -54,7 +57,8 @@ class Kept:
     """Rows of this process that can remember one of their states."""
 
     def __init__(self, rows: Rows) -> None:
-        self.lanes, self.draw, self.state, self.load_state = rows.lanes, rows.draw, rows.state, rows.load_state
+        self.lanes, self.method = rows.lanes, rows.method
+        self.draw, self.state, self.load_state = rows.draw, rows.state, rows.load_state
         self._kept: dict[str, torch.Tensor] = {}
 
     def keep(self) -> None:
@@ -77,7 +81,7 @@ class CorpusLanes:
     def __init__(
         self, windows: Windows, digest: bytes, lanes_total: int, lanes: Sequence[int], device: torch.device | str
     ) -> None:
-        self.windows, self.lanes_total = windows, lanes_total
+        self.windows, self.lanes_total, self.method = windows, lanes_total, "exact"
         self.digest = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         self.lanes, self.device = tuple(lanes), torch.device(device)
         self.rounds = torch.zeros(len(lanes), dtype=torch.int64)

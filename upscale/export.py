@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from upscale import config_files
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.distributed import World
 from upscale.errors import UserError
 from upscale.evaluation.standalone import load_model

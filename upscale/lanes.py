@@ -88,6 +88,9 @@ class Lanes:
         self.device = torch.device(device)
         self.rounds = torch.zeros(len(lanes), dtype=torch.int64)
         """Rounds run so far, (lanes,) int64, on the CPU."""
+        methods = {source.method(self.device) for source, weight in sources if weight and hasattr(source, "method")}
+        self.method = ", ".join(sorted(methods)) or "exact"
+        """How the sources compute: equal rows need equal ones, unless it is exact, by integers alone."""
         self._sources = [source for source, _ in sources]
         self._heights = torch.tensor([weight for _, weight in sources], dtype=torch.float64).cumsum(0)
         self._places = torch.arange(len(lanes), device=self.device)

@@ -19,7 +19,7 @@ from upscale.randomness import Purpose, Stream
 def compiled(config: Config, device: torch.device) -> bool:
     """Whether blocks are compiled: ZeRO 3's hooks would break every graph."""
     if config.model.compile == AUTO:
-        return device.type == "cuda" and config.engine.zero_stage < 3
+        return device.type == "cuda" and (config.engine.name, config.engine.zero_stage) != ("deepspeed", 3)
     return config.model.compile
 
 

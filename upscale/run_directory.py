@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upscale import config_files
 from upscale.checkpoint import manifest
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.errors import UserError
 
 if TYPE_CHECKING:  # commands that only look at files start without torch

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from upscale import config_files, run_directory, schedule
+from upscale import run_directory, schedule
 from upscale.checkpoint import manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.writer import Writer, snapshot
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.data import Rows
 from upscale.distributed import World
 from upscale.engines import STATES, Engine
@@ -63,6 +64,7 @@ class Saver:
             "counters": asdict(counters),
             "steps_taken": {str(group): steps for group, steps in self.engine.steps_taken().items()},
             "rounds": dict(pair for part in self.world.gather_objects(self._rounds(state)) for pair in part.items()),
+            "methods": sorted(set(self.world.gather_objects(self.lanes.method))),
             "milestone": schedule.crossed(before, counters.instances, self.config.checkpoint.milestones),
             "world_size": self.world.size,
             "config": config_files.as_tree(self.config),
@@ -106,6 +108,11 @@ class Saver:
             counters = Counters(**content["counters"])
             world = content["world_size"]
             note = f"resumed from {found[0]}: step {counters.step:,}, {counters.instances:,} instances"
+            if (methods := content.get("methods", [self.lanes.method])) != [self.lanes.method]:
+                notes.append(
+                    f"rows were computed by {', '.join(methods)} and are now by {self.lanes.method}, which rounds "
+                    "otherwise: other rows, as random as those of an uninterrupted run"
+                )
             changed = "" if world == self.world.size else f" (written by {world} ranks, now {self.world.size})"
             return counters, [*(f"WARNING: {text}" for text in notes), note + changed]
         if notes:

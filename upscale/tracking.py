@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from upscale.config import Config
-from upscale.config_files import as_tree
+from upscale.config.files import as_tree
 from upscale.files import read_json_lines, write_atomically
 
 

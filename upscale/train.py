@@ -11,7 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":
     # Started as a file: find the package itself, and not the files beside this one as top-level modules.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from upscale import interrupt
+    from upscale.supervision import interrupt
 
     interrupt.leave_quietly()
     interrupt.remember_stop_requests()
@@ -24,33 +24,22 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import (
-    ahead,
-    command,
-    config_files,
-    data,
-    engines,
-    flight_recorder,
-    initialization,
-    interrupt,
-    lanes,
-    passes,
-    planning,
-    run_directory,
-    schedule,
-)
+from upscale import ahead, command, data, engines, initialization, lanes, passes, planning, run_directory, schedule
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.distributed import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import suite
 from upscale.evaluation.table import summary
+from upscale.profiling import Profiler
 from upscale.saving import Saver
 from upscale.sources.sample import printable
 from upscale.spikes import SpikeGuard
 from upscale.stability import Observer
+from upscale.supervision import flight_recorder, interrupt
+from upscale.supervision.watchdog import Watchdog
 from upscale.timing import Stopwatch, peak_memory_gib
 from upscale.tracking import Tracker
-from upscale.watchdog import Watchdog
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,6 +120,7 @@ class Trainer:
         self.spike_guard = SpikeGuard(config.optimizer.spike, world, self.saver)
         self.tracker = Tracker(config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id)
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
+        self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
         overlaps = data.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
         for note in [self.introduction(), *notes, *more_notes, *overlaps]:
@@ -170,6 +160,7 @@ class Trainer:
         while True:
             begin, seen = time.perf_counter(), self.counters.instances
             self.watchdog.beat()
+            self.profiler.begin(self.counters.step + 1)
 
             batch = schedule.batch_size(seen, self.config.schedule, self.config.data.lanes)
             active = schedule.active_blocks(seen, self.config.schedule, self.config.model)
@@ -198,6 +189,8 @@ class Trainer:
                 self.log(bits, report, batch, active, observed)
             else:
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
+            if note := self.profiler.end(self.counters.step, leaving=stopping or finished):
+                self.tracker.note(note)
             if not stopping and (
                 finished or schedule.crossed(seen, self.counters.instances, self.config.evaluation.every)
             ):

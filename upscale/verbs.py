@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from upscale import command, config_files, run_directory
+from upscale import command, run_directory
+from upscale.config import files as config_files
 from upscale.distributed import World
 from upscale.errors import UserError
 

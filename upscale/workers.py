@@ -44,8 +44,7 @@ class Workers:
         self._workers = [_Worker() for _ in self._parts]
         for worker, part in zip(self._workers, self._parts, strict=True):
             worker.send((rows, tuple(lanes[place] for place in part)))
-        for worker in self._workers:
-            worker.receive()
+        self.method = self._answers()[0]
 
     def draw(self, rows_per_lane: int) -> torch.Tensor:
         return torch.cat(self._of_all("draw", rows_per_lane))
@@ -170,7 +169,8 @@ def main() -> None:
         try:
             if rows is None:
                 make, lanes = message
-                rows, result = Kept(make(lanes, "cpu")), None
+                rows = Kept(make(lanes, "cpu"))
+                result = rows.method
             else:
                 name, *arguments = message
                 assert name in CALLS, name

@@ -43,7 +43,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
     one, two = folder / "one.json", folder / "two.json"
     shown = bench(*tiny.TINY, *QUICK, "--baseline", "--to", one)
     assert "paper's step: times our step" in shown and "MFU not known" in shown
-    larger = ["schedule.batch.start=24", "schedule.batch.end=24", "engine.micro_batch=auto"]
+    larger = ["schedule.batch.start=24", "schedule.batch.end=24", "engine.micro_batch=auto", "data.ahead=thread"]
     shown = bench(*tiny.TINY, *larger, *QUICK, "--ranks", 2, "--to", two)
     assert "collectives under way" in shown
     return {"one": json.loads(one.read_text()), "two": json.loads(two.read_text()), "folder": folder}

@@ -12,6 +12,7 @@ Writes figure6.json (every evaluation), figure6.md (the table) and figure6.png i
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -69,6 +70,8 @@ def final(records: list[dict], curve: str, task: str) -> list[float]:
 def table(records: list[dict], curves: list[str], options: argparse.Namespace) -> str:
     """Markdown: mean over seeds of the last evaluation, with half the range."""
     lines = [
+        "# Every source on equally many rows",
+        "",
         f"Bits per character after {options.instances:,} rows, mean of {options.seeds} seeds, +- half their range; "
         f"base {options.base}.",
         "",
@@ -84,7 +87,9 @@ def table(records: list[dict], curves: list[str], options: argparse.Namespace) -
     lines += [line for _, line in sorted(rows)]
     baseline = {record["task"]: record["markov_bits_per_character"] for record in records}
     lines.append("| in-context Markov | " + " | ".join(f"{baseline[task]:.2f}" for task in TASKS) + " | |")
-    return "\n".join(lines) + "\n"
+    changed = ["--base", options.base, "--instances", str(options.instances), "--seeds", str(options.seeds)]
+    command = shlex.join(["python", "tests/benchmarks/figure6.py", *changed, *options.overrides])
+    return "\n".join([*lines, "", f"    {command}", "", "![bits per character over rows](figure6.png)"]) + "\n"
 
 
 def draw(records: list[dict], curves: list[str], path: Path) -> None:
@@ -136,7 +141,9 @@ def main() -> None:
             last = statistics.mean(final(mine, curve, task)[0] for task in TASKS)
             print(f"{curve} seed {seed}: {last:.3f} bits per character, mean of {len(TASKS)} tasks", flush=True)
     (options.to / "figure6.json").write_text(json.dumps(records, indent=1) + "\n")
-    (options.to / "figure6.md").write_text(table(records, options.curves, options))
+    (options.to / "figure6.md").write_text(
+        "# Every source on equally many rows\n\n" + table(records, options.curves, options)
+    )
     draw(records, options.curves, options.to / "figure6.png")
     print((options.to / "figure6.md").read_text())
 

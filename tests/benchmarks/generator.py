@@ -2,7 +2,8 @@
 
 The straightforward loop is what one writes first: torch.nn.LSTM called once a token on (rows, 1, input), softmax,
 torch.multinomial. Both sides make a new program and 138 rows of 513 tokens with hidden 102, as width 1024 does in the
-paper; they are timed in turns, so that whatever else the machine does meets both.
+paper; they are timed in turns, so that whatever else the machine does meets both. With --device cuda, the fused kernel,
+the eager form and the loop are measured at every shipped width.
 
     python tests/benchmarks/generator.py [--device cuda] [--threads 2] [--repeats 7] [--to FILE]
 """
@@ -19,7 +20,7 @@ from upscale.randomness import Stream
 from upscale.sources import LSTMSource
 
 VOCABULARY, LENGTH, SEED_TOKENS, TEMPERATURE = 256, 513, 8, 1e-4
-HIDDEN_OF_WIDTH = {384: 38, 512: 51, 640: 64, 1024: 102}
+HIDDEN_OF_WIDTH = {384: 38, 512: 51, 640: 64, 1024: 102, 1536: 154, 2048: 205, 4096: 410}
 
 
 class StraightforwardSource:
@@ -57,43 +58,50 @@ def inputs(lanes: int, rows: int, device: torch.device) -> tuple[torch.Tensor, t
 
 
 def compare(repeats: int, device: torch.device) -> dict[str, object]:
-    """The straightforward loop and the source, 138 rows of one program with hidden 102."""
+    """The straightforward loop, the source and its eager form: 138 rows of one program with hidden 102."""
     rows, hidden = 138, HIDDEN_OF_WIDTH[1024]
     conditions, seeds = inputs(1, rows, device)
-    plain, source = StraightforwardSource(hidden, device), LSTMSource(vocabulary=VOCABULARY, hidden=hidden)
-    long_conditions, long_seeds = conditions[0].long(), seeds[0].long()
+    plain, long_conditions, long_seeds = StraightforwardSource(hidden, device), conditions[0].long(), seeds[0].long()
+    sources = {"source": LSTMSource(vocabulary=VOCABULARY, hidden=hidden)}
+    sources["eager"] = LSTMSource(vocabulary=VOCABULARY, hidden=hidden, eager=True)
     rounds = iter(range(1 << 30))
-    taken = seconds(
-        {
-            "straightforward": lambda: plain.write(long_conditions, long_seeds),
-            "source": lambda: source.write(Stream(0, [0], [next(rounds)], device), conditions, seeds),
-        },
-        repeats,
-        device,
-    )
-    ratios = [first / second for first, second in zip(taken["straightforward"], taken["source"], strict=True)]
-    return {
-        "rows": rows,
-        "hidden": hidden,
-        "tokens_per_row": LENGTH,
-        "straightforward_seconds": summary(taken["straightforward"]),
-        "source_seconds": summary(taken["source"]),
-        "times_faster": summary(ratios),
-    }
+
+    def write(source: LSTMSource) -> torch.Tensor:
+        return source.write(Stream(0, [0], [next(rounds)], device), conditions, seeds)
+
+    calls = {"straightforward": lambda: plain.write(long_conditions, long_seeds)}
+    taken = seconds(calls | {name: partial(write, source) for name, source in sources.items()}, repeats, device)
+    result = {"rows": rows, "hidden": hidden, "tokens_per_row": LENGTH, "method": sources["source"].method(device)}
+    for name, times in taken.items():
+        result[f"{name}_seconds"] = summary(times)
+    for name in sources:
+        ratios = [first / second for first, second in zip(taken["straightforward"], taken[name], strict=True)]
+        result[f"{name}_times_faster"] = summary(ratios)
+    return result
 
 
-def rates(repeats: int, device: torch.device, lanes: int = 8, rows: int = 16) -> list[dict[str, object]]:
-    """Rows a second at the hidden sizes of the shipped configs, `lanes` programs of `rows` rows a call."""
+def rates(repeats: int, device: torch.device) -> list[dict[str, object]]:
+    """Rows a second at the hidden sizes of the shipped configs; on a GPU also of the eager form and of the loop.
+
+    The loop writes its rows with one program, so it is given as many as the lanes have together.
+    """
+    on_gpu = device.type == "cuda"
+    lanes, rows = (64 if on_gpu else 8), 16
     conditions, seeds = inputs(lanes, rows, device)
     stream = Stream(0, range(lanes), [0] * lanes, device)
     found = []
     for width, hidden in HIDDEN_OF_WIDTH.items():
         source = LSTMSource(vocabulary=VOCABULARY, hidden=hidden)
-        taken = seconds({"write": partial(source.write, stream, conditions, seeds)}, repeats, device)["write"]
-        per_second = [lanes * rows / each for each in taken]
-        found.append(
-            {"width": width, "hidden": hidden, "lanes": lanes, "rows": rows, "rows_per_second": summary(per_second)}
-        )
+        calls = {source.method(device): partial(source.write, stream, conditions, seeds)}
+        if on_gpu:
+            eager, plain = LSTMSource(vocabulary=VOCABULARY, hidden=hidden, eager=True), StraightforwardSource
+            calls["eager"] = partial(eager.write, stream, conditions, seeds)
+            tokens = conditions.flatten(0, 1).long(), seeds.flatten(0, 1).long()
+            calls["straightforward"] = partial(plain(hidden, device).write, *tokens)
+        for name, times in seconds(calls, repeats, device).items():
+            rate = summary([lanes * rows / each for each in times])
+            sizes = {"width": width, "hidden": hidden, "lanes": lanes, "rows": rows}
+            found.append({**sizes, "method": name, "rows_per_second": rate})
     return found
 
 
@@ -102,14 +110,14 @@ def table(result: dict) -> str:
     pair = result["comparison"]
     lines = [f"{key}: {value}" for key, value in result["machine"].items()]
     lines += ["", f"{pair['rows']} rows, hidden {pair['hidden']}, 1 lane     median   lowest  highest"]
-    for name in ("straightforward_seconds", "source_seconds", "times_faster"):
-        numbers = pair[name]
-        lines.append(f"{name:30}{numbers['median']:9.3f}{numbers['lowest']:9.3f}{numbers['highest']:9.3f}")
+    for name, numbers in pair.items():
+        if isinstance(numbers, dict):
+            lines.append(f"{name:30}{numbers['median']:9.3f}{numbers['lowest']:9.3f}{numbers['highest']:9.3f}")
     first = result["rates"][0]
     lines += ["", f"rows a second, {first['lanes']} lanes x {first['rows']} rows"]
     for rate in result["rates"]:
         numbers = rate["rows_per_second"]
-        name = f"width {rate['width']}, hidden {rate['hidden']}"
+        name = f"width {rate['width']}, {rate['method']}"
         lines.append(f"{name:30}{numbers['median']:9.0f}{numbers['lowest']:9.0f}{numbers['highest']:9.0f}")
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from tests.benchmarks.generator import machine, summary
-from upscale import config_files
+from upscale.config import files as config_files
 from upscale.corpora.index import BLOCK
 from upscale.corpora.reading import Corpus, Windows
 from upscale.corpora.writing import Spool, write_corpus

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests import tiny
 from tests.benchmarks import coordinate_check
 from tests.engines import common
 from tests.ranks import run_ranks
-from upscale import engines
+from upscale import engines, planning
+from upscale.config import files as config_files
 from upscale.distributed import World
 from upscale.errors import UserError
 from upscale.model import parametrization
+from upscale.planning import buckets
 
 STAGES = {f"stage {stage}": {"engine__zero_stage": stage} for stage in (0, 1, 2, 3)}
 
@@ -35,6 +39,53 @@ def test_activation_checkpointing_changes_nothing(stages):
     per_rank = run_ranks(common.train_each, 2, kinds)
     for label in kinds:
         common.assert_equals_plain_trainer([rank[label] for rank in per_rank], label)
+
+
+def test_overlap_and_buckets_change_nothing():
+    """With buckets of 2 000 numbers, through which larger matrices do not fit and the others go in several turns."""
+    small = {"engine__bucket": 2000, "engine__prefetch_blocks": 2}
+    kinds = {
+        f"stage {stage}, overlap {overlap}": {**small, "engine__zero_stage": stage, "engine__overlap": overlap}
+        for stage, overlap in ((1, "true"), (2, "true"), (3, "false"))
+    }
+    per_rank = run_ranks(common.train_each, 2, kinds)
+    for label in kinds:
+        common.assert_equals_plain_trainer([rank[label] for rank in per_rank], label)
+
+
+def bucket_buffers(world: World) -> dict[int, int]:
+    """Most numbers in the buffers that DeepSpeed makes for reducing in a step, by stage."""
+    found = {}
+    for stage in (1, 2, 3):
+        config = common.config(engine__zero_stage=stage)
+        engine = engines.create(config, parametrization.build(config), world)
+        [bucket] = engine.zero.ipg_buckets.values()
+        sizes = []
+
+        def watched(reduce: Callable, bucket=bucket, sizes=sizes) -> Callable:
+            def reducing(*arguments, **keywords):
+                buffers = bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
+                sizes.append(sum(buffer.numel() for buffer in buffers))
+                return reduce(*arguments, **keywords)
+
+            return reducing
+
+        name = "reduce_ready_partitions_and_remove_grads"
+        setattr(engine.zero, name, watched(getattr(engine.zero, name)))
+        common.train_step(engine, world, config, common.global_rows(0)[:6], 0)
+        found[stage] = max(sizes)
+    return found
+
+
+def test_buckets_are_as_large_as_the_model_needs():
+    """Against the buffers themselves, where DeepSpeed's default would be 500 million numbers."""
+    expected = planning.parameters(common.config().model)
+    assert run_ranks(bucket_buffers, 2)[0] == {1: expected, 2: expected, 3: expected}
+    sizes = {
+        name: buckets.reduced_at_once(config_files.load(f"configs/{name}.yaml", []).resolved())
+        for name in ("w384", "w1024", "w2048", "w4096")
+    }
+    assert sizes == {"w384": 1 << 24, "w1024": 1 << 24, "w2048": 50_352_128, "w4096": 201_367_552}
 
 
 def test_three_ranks_with_uneven_shares():

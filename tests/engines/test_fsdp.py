@@ -22,6 +22,7 @@ FSDP = {"engine__name": "fsdp"}
 KEPT = {**FSDP, "engine__reshard": "false"}
 RECOMPUTED = {**FSDP, "model__checkpointing": "full"}
 SELECTIVE = {**FSDP, "model__checkpointing": "selective"}
+AHEAD = {**FSDP, "engine__prefetch_blocks": 3}
 HYBRID = {**FSDP, "engine__shard_ranks": 2}
 REPLICATED = {**KEPT, "engine__shard_ranks": 1}
 
@@ -82,10 +83,19 @@ def traffic(world: World, kind: dict) -> dict[str, int]:
 def two_ranks(world: World) -> dict[str, object]:
     """Everything that is tested at two ranks, in one start of the processes."""
     return {
-        **common.train_each(world, {"resharded": FSDP, "kept": KEPT, "recomputed": RECOMPUTED, "selective": SELECTIVE}),
+        **common.train_each(
+            world,
+            {
+                "resharded": FSDP,
+                "kept": KEPT,
+                "recomputed": RECOMPUTED,
+                "selective": SELECTIVE,
+                "gathered ahead": AHEAD,
+            },
+        ),
         "poisoned": common.train(world, common.config(**KEPT), 10, 5),
         "evaluations": {"resharded": evaluate_and_write(world, FSDP), "kept": evaluate_and_write(world, KEPT)},
-        "traffic": {"resharded": traffic(world, FSDP), "kept": traffic(world, KEPT)},
+        "traffic": {"resharded": traffic(world, FSDP), "kept": traffic(world, KEPT), "ahead": traffic(world, AHEAD)},
         "bf16": train_with_both_gathers(world, 12),
     }
 
@@ -126,7 +136,7 @@ def test_three_ranks_equal_the_plain_trainer(three):
     common.assert_equals_plain_trainer([rank["resharded"] for rank in three], "resharded")
 
 
-@pytest.mark.parametrize("label", ["resharded", "kept", "recomputed", "selective"])
+@pytest.mark.parametrize("label", ["resharded", "kept", "recomputed", "selective", "gathered ahead"])
 def test_two_ranks_equal_the_plain_trainer(two, label):
     """With and without resharding after the forward pass, and with activation checkpointing."""
     common.assert_equals_plain_trainer([rank[label] for rank in two], label)
@@ -168,6 +178,7 @@ def test_gradients_travel_once_a_step_and_sleeping_blocks_never(two):
     for rank in two:
         assert rank["traffic"]["kept"] == {"gathered": 3, "reduced": 3}
         assert rank["traffic"]["resharded"] == {"gathered": 3 * (2 * 2 + 1), "reduced": 3}
+        assert rank["traffic"]["ahead"] == rank["traffic"]["resharded"]
 
 
 @pytest.mark.parametrize("label", ["resharded", "kept"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests import tiny
 from tests.benchmarks.coordinate_check import WIDTHS, plain, slope, slopes
-from upscale import config_files
+from upscale.config import files as config_files
 from upscale.model import parametrization
 
 BASE_WIDTH, WIDTH = 64, 256

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from tests.engines import common
 from tests.ranks import run_ranks
-from upscale import config_files, engines
+from upscale import engines
+from upscale.config import files as config_files
 from upscale.distributed import World
 from upscale.model import parametrization, recomputation
 from upscale.model.recomputation import Keep, Reuse

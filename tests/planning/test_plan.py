@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from upscale import config_files, planning, schedule
+from upscale import planning, schedule
+from upscale.config import files as config_files
 from upscale.errors import USER_ERROR_EXIT_CODE, UserError
 from upscale.planning import verb
 from upscale.planning.communication import LINK_EFFICIENCY, Cluster, traffic
@@ -109,6 +110,10 @@ def test_traffic_of_each_engine_by_hand():
     for stage, passes, volumes in ((0, 3, 2), (1, 3, 2), (2, 3, 4), (3, 3, 9)):
         chosen = config("w1024", f"engine.zero_stage={stage}")
         assert traffic(chosen, cluster, passes).sent_bytes == pytest.approx(volumes * one_way)
+    for stage, passes, hidden in ((0, 3, 0), (1, 3, 1), (2, 3, 3), (3, 3, 9)):
+        found = traffic(config("w1024", f"engine.zero_stage={stage}", "engine.overlap=true"), cluster, passes)
+        assert found.hidden_seconds == pytest.approx(cluster.ring_seconds(hidden * one_way, 16))
+    assert traffic(config("w1024"), cluster, 3).hidden_seconds == 0
     fsdp = config("w1024", "engine.name=fsdp")
     assert traffic(fsdp, cluster, 3).sent_bytes == pytest.approx((6 * 2 + 4) / 4 * one_way)
     hybrid = traffic(config("w1024", "engine.name=fsdp", "engine.shard_ranks=8"), cluster, 1)

@@ -16,14 +16,16 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":  # before what takes time
-    from upscale import interrupt
+    from upscale.supervision import interrupt
 
     interrupt.remember_stop_requests()
 
-from upscale import config_files, interrupt, status
 from upscale.checkpoint import manifest
 from upscale.config import Config
+from upscale.config import files as config_files
+from upscale.jobs import status
 from upscale.schedule import crossed
+from upscale.supervision import interrupt
 
 PEER_SECONDS = float(os.environ.get("STANDIN_PEER_SECONDS", "8"))
 STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.1"))

@@ -12,7 +12,7 @@ import torch
 
 from tests.soak.soak import ENGINES, Soak, largest_difference, problems
 from tests.test_train import metrics
-from upscale.config_files import versions
+from upscale.config.files import versions
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from upscale import command, supervisor
+from upscale import command
+from upscale.supervision import supervisor
 
 if __name__ == "__main__":
     supervisor.PROGRAM = Path(__file__).with_name("rank.py")

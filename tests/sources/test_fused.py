@@ -120,11 +120,11 @@ def test_on_a_gpu_the_kernel_writes_what_the_eager_path_writes(kind, hidden):
     """
     stream, conditions, seeds = given(40, 13, 160)
     there = Stream(stream.seed, stream.lanes, stream.rounds, "cuda"), conditions.cuda(), seeds.cuda()
-    exact = [KINDS[kind](vocabulary=256, hidden=hidden, dtype=torch.float64, fused=on) for on in (True, False)]
+    exact = [KINDS[kind](vocabulary=256, hidden=hidden, dtype=torch.float64, eager=on) for on in (False, True)]
     rows = exact[0].write(*there).cpu()
     for other in (exact[1].write(*there).cpu(), exact[1].write(stream, conditions, seeds)):
         assert (rows == other).all(dim=-1).float().mean() > 0.95
-    single = [KINDS[kind](vocabulary=256, hidden=hidden, fused=on).write(*there).cpu() for on in (True, False)]
+    single = [KINDS[kind](vocabulary=256, hidden=hidden, eager=on).write(*there).cpu() for on in (False, True)]
     assert (single[0] == single[1]).float().mean() > 0.5
     distinct = [sum(len(row.unique()) for row in written.flatten(0, 1)) / (40 * 13) for written in single]
     assert abs(distinct[0] - distinct[1]) < 0.05 * distinct[1]

@@ -9,7 +9,7 @@ import torch
 from tests.reference.recurrent import Program
 from tests.reference.recurrent import RecurrentSource as Reference
 from upscale.randomness import Purpose, Stream
-from upscale.sources import GRUSource, LSTMSource, UniformSource, build
+from upscale.sources import GRUSource, LSTMSource, UniformSource, build, native
 from upscale.sources.recurrent import _Step
 
 KINDS = {"lstm": LSTMSource, "gru": GRUSource}
@@ -36,9 +36,12 @@ def given(lanes, rows, length, vocabulary=256, seed_tokens=8, seed=1):
 def test_rows_are_those_of_torch_nn_token_for_token(kind, arguments):
     """Against torch.nn.LSTM, GRU, Embedding and Linear in float64, one row and one token at a time."""
     stream, conditions, seeds = given(3, 2, 80, arguments["vocabulary"], arguments.get("seed_tokens", 8))
-    rows = KINDS[kind](dtype=torch.float64, **arguments).write(stream, conditions, seeds)
-    assert rows.dtype == torch.uint8
-    assert torch.equal(rows, Reference(kind, **arguments).write(stream, conditions, seeds))
+    expected = Reference(kind, **arguments).write(stream, conditions, seeds)
+    for eager in (False, True):
+        source = KINDS[kind](dtype=torch.float64, eager=eager, **arguments)
+        assert source.method(torch.device("cpu")) == ("eager on cpu" if eager else "native")
+        rows = source.write(stream, conditions, seeds)
+        assert rows.dtype == torch.uint8 and torch.equal(rows, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,9 +51,43 @@ def test_single_precision_rows_are_those_of_torch_nn(kind):
     The two round differently, and a tie of two tokens within 1e-7 goes either way; more than one row of eight is a bug.
     """
     stream, conditions, seeds = given(4, 2, 257)
-    rows = KINDS[kind](vocabulary=256, hidden=51).write(stream, conditions, seeds)
     expected = Reference(kind, vocabulary=256, hidden=51, dtype=torch.float32).write(stream, conditions, seeds)
-    assert (rows == expected).all(dim=-1).sum() >= 7
+    for eager in (False, True):
+        rows = KINDS[kind](vocabulary=256, hidden=51, eager=eager).write(stream, conditions, seeds)
+        assert (rows == expected).all(dim=-1).sum() >= 7
+
+
+def test_native_rows_are_the_same_whatever_vectors_the_machine_has(monkeypatch):
+    """Against the same C code without -march=native: short vectors, fused multiply-adds from the C library."""
+    stream, conditions, seeds = given(2, 7, 60)
+    rows = [KINDS[kind](vocabulary=256, hidden=38).write(stream, conditions, seeds) for kind in KINDS]
+    plain = tuple(flag for flag in native.FLAGS[torch.float32] if flag != "-march=native")
+    monkeypatch.setitem(native.FLAGS, torch.float32, plain)
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    assert native.library(torch.float32).upscale_recurrent_units() == 8
+    for kind, expected in zip(KINDS, rows, strict=True):
+        assert torch.equal(KINDS[kind](vocabulary=256, hidden=38).write(stream, conditions, seeds), expected)
+
+
+def test_native_rows_of_a_large_vocabulary():
+    """Against the eager form in float64, with more tokens than the fused kernel takes."""
+    arguments = dict(vocabulary=1003, hidden=20, temperature=0.01)
+    stream, conditions, seeds = given(1, 3, 30, 256)
+    rows = LSTMSource(dtype=torch.float64, **arguments).write(stream, conditions, seeds)
+    eager = LSTMSource(dtype=torch.float64, eager=True, **arguments).write(stream, conditions, seeds)
+    assert rows.dtype == torch.int16 and rows.max() > 256 and torch.equal(rows, eager)
+
+
+def test_without_a_compiler_rows_are_written_eagerly(monkeypatch, tmp_path):
+    """Against the eager rows: no compiler, and no cache of an earlier one."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "available", native.available.__wrapped__)
+    stream, conditions, seeds = given(2, 3, 40)
+    source = LSTMSource(vocabulary=256, hidden=20)
+    assert source.method(torch.device("cpu")) == "eager on cpu"
+    eager = LSTMSource(vocabulary=256, hidden=20, eager=True).write(stream, conditions, seeds)
+    assert torch.equal(source.write(stream, conditions, seeds), eager)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,29 +109,33 @@ def test_a_lanes_rows_do_not_depend_on_who_shares_the_call(kind, monkeypatch):
         return source.write(stream, *given), torch.stack(states, dim=1)
 
     for vocabulary, hidden, rows, length in ((256, 38, 16, 24), (100, 51, 7, 40), (256, 102, 138, 12), (17, 9, 5, 12)):
-        source = KINDS[kind](vocabulary=vocabulary, hidden=hidden, multiplier=(1.1, 1.1))
+        source = KINDS[kind](vocabulary=vocabulary, hidden=hidden, multiplier=(1.1, 1.1), eager=True)
+        compiled = KINDS[kind](vocabulary=vocabulary, hidden=hidden, multiplier=(1.1, 1.1))
         stream, conditions, seeds = given(8, rows, length, vocabulary)
         together = write(source, stream, conditions, seeds)
+        compiled_together = compiled.write(stream, conditions, seeds)
         for number, calls in ((1, ([7], [2, 5], [6, 1, 4])), (2, ([7], [2, 5], list(range(8)))), (4, ([7], [6, 1]))):
             torch.set_num_threads(number)
             for some in calls:
                 alone = write(source, stream.at(some), conditions[some], seeds[some])
                 for one, all_of_them in zip(alone, together, strict=True):
                     assert torch.equal(one, all_of_them[some]), (hidden, number, some)
+                alone = compiled.write(stream.at(some), conditions[some], seeds[some])
+                assert torch.equal(alone, compiled_together[some]), (hidden, number, some)
 
 
 def test_calls_of_a_fixed_number_of_lanes_give_the_same_rows():
     """Against one call for all lanes: the form that keeps a GPU to one shape, the last call filled up."""
     stream, conditions, seeds = given(5, 3, 40)
-    together = LSTMSource(vocabulary=256, hidden=20).write(stream, conditions, seeds)
+    together = LSTMSource(vocabulary=256, hidden=20, eager=True).write(stream, conditions, seeds)
     for lanes_per_call in (1, 2, 5, 8):
-        source = LSTMSource(vocabulary=256, hidden=20, lanes_per_call=lanes_per_call)
+        source = LSTMSource(vocabulary=256, hidden=20, eager=True, lanes_per_call=lanes_per_call)
         assert torch.equal(source.write(stream, conditions, seeds), together)
 
 
 def test_the_training_arounds_precision_does_not_matter():
     """Against the plain call: autocast and reduced-precision products, which the source must switch off and restore."""
-    source = LSTMSource(vocabulary=256, hidden=64, multiplier=(4.0, 4.0))
+    source = LSTMSource(vocabulary=256, hidden=64, multiplier=(4.0, 4.0), eager=True)
     stream, conditions, seeds = given(2, 16, 100)
     plain = source.write(stream, conditions, seeds)
     precision = torch.get_float32_matmul_precision()
@@ -233,13 +274,16 @@ def test_a_gpus_rows_do_not_depend_on_who_shares_the_call(kind):
     """
     stream, conditions, seeds = given(40, 16, 160)
     there = Stream(stream.seed, stream.lanes, stream.rounds, "cuda"), conditions.cuda(), seeds.cuda()
-    source = KINDS[kind](vocabulary=256, hidden=102, multiplier=(4.0, 4.0))
-    together = source.write(*there)
+    source = KINDS[kind](vocabulary=256, hidden=102, multiplier=(4.0, 4.0), eager=True)
+    fused = KINDS[kind](vocabulary=256, hidden=102, multiplier=(4.0, 4.0))
+    together, fused_together = source.write(*there), fused.write(*there)
     precision = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
         for some in ([0], [39], [2, 35], list(range(3, 20))):
-            assert torch.equal(source.write(there[0].at(some), there[1][some], there[2][some]), together[some])
+            part = there[0].at(some), there[1][some], there[2][some]
+            assert torch.equal(source.write(*part), together[some])
+            assert torch.equal(fused.write(*part), fused_together[some])
     finally:
         torch.set_float32_matmul_precision(precision)
     exact = KINDS[kind](vocabulary=256, hidden=38, dtype=torch.float64)

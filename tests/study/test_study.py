@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.study import tiny
-from tests.test_supervisor import left_over
+from tests.supervision.test_supervisor import left_over
 from tests.test_train import environment, finish, logged, wait_for
 from upscale import run_directory
 from upscale.distributed import World

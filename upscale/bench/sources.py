@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from upscale import config_files
 from upscale.bench.machine import machine, seconds, summary
+from upscale.config import files as config_files
 from upscale.randomness import Stream
 from upscale.sources import build
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import data, engines, lanes, passes, planning, schedule
+from upscale import ahead, data, engines, lanes, passes, planning, schedule
 from upscale.bench import communication, fitting, plain
 from upscale.bench.machine import summary
 from upscale.config import Config
@@ -84,11 +84,13 @@ def measure(
 ) -> dict:
     """The figures of a resolved config in this world, the same on every rank.
 
-    `baseline` also measures plain PyTorch and the paper's step, in turns with the engine, in a world of one.
+    `baseline` also measures plain PyTorch and the paper's step, in turns with the engine, in a world of one; rows are
+    then drawn between the steps, as with data.ahead=none.
     """
     micro_batch, found_by = fitting.micro_batch(config, world, local_ranks)
     say(f"micro-batches of {micro_batch} rows ({found_by}); building the model")
-    source = rows(lanes.owned_lanes(config.data.lanes, world.rank, world.size), world.device)
+    owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
+    source = ahead.drawn(config.data, rows, owned, world.device)
     _, engine = passes.build(config, world)
     engine_step = Contender(config, world, engine, micro_batch)
     beside: dict[str, Contender] = {}
@@ -108,11 +110,13 @@ def measure(
         wait_for(world.device)
         begin = time.perf_counter()
         with generating.running():
-            drawn = source.draw(per_lane)
+            # A draw under way beside the baselines would slow those down.
+            more = turn + 1 < warm_up + steps and not beside
+            drawn = source.draw(per_lane, per_lane if more else None)
         engine_step.step(drawn)
         wait_for(world.device)
         total = time.perf_counter() - begin
-        mine = {"step": total, **{name: watch.take() for name, watch in watches.items()}}
+        mine = {"step": total, **{name: watch.take() for name, watch in watches.items()}, "draw": source.take_seconds()}
         if turn >= warm_up:
             taken.append(mine)
         for name, contender in beside.items():
@@ -120,6 +124,7 @@ def measure(
             if turn >= warm_up:
                 others[name].append(seconds)
         say(f"step {turn + 1} of {warm_up + steps}: {total:.3f} s{'' if turn >= warm_up else ', not counted'}")
+    source.close()
     peak = world.maximum(peak_memory_gib(world.device))
     collectives = communication.measure(lambda: engine_step.step(drawn), world.device) if world.size > 1 else None
     everyone = world.gather_objects((taken, collectives))
@@ -150,14 +155,14 @@ def description(config: Config, world: World, micro_batch: int, found_by: str) -
 def figures(config: Config, world: World, everyone: list[list[dict[str, float]]]) -> dict:
     """Medians with lowest and highest over the steps; `everyone` has every rank's seconds of every step.
 
-    A step takes as long as on its slowest rank, a part as long as on the ranks' mean; generating counts as on the
-    slowest rank where rows a second are concerned.
+    A step takes as long as on its slowest rank, a part as long as on the ranks' mean. `generate` is what a step waits
+    for its rows; rows a second are those of the draws themselves, on the slowest rank, beside a step or not.
     """
     merged = []
     for ranks in zip(*everyone, strict=True):
         means = {name: statistics.fmean(rank[name] for rank in ranks) for name in PARTS}
         total = max(rank["step"] for rank in ranks)
-        slowest = max(rank["generate"] for rank in ranks)
+        slowest = max(rank["draw"] for rank in ranks)
         merged.append({"step": total, **means, "rest": max(0.0, total - sum(means.values())), "slowest": slowest})
     batch = schedule.full_batch_size(config.schedule, config.data.lanes)
     tokens = batch * config.model.context

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch
 
-from upscale import command, config_files, data
+from upscale import command, data
 from upscale.bench import compare, sources, step, tables
 from upscale.bench.machine import machine
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.distributed import World, placement
 from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
-from upscale.supervisor import Supervisor
+from upscale.supervision.supervisor import Supervisor
 
 LAUNCHED = ("RANK", "SLURM_STEP_ID")
 """What a launcher sets: this process is then one rank of a world that exists."""

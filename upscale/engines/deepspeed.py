@@ -21,6 +21,7 @@ from upscale.engines.optimizer import ScheduledAdamW, freeze
 from upscale.errors import UserError
 from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
+from upscale.planning import buckets
 
 TESTED_VERSION = "0.19.8"
 
@@ -53,7 +54,12 @@ class DeepSpeedEngine:
             # Rows and accumulation are the trainer's: DeepSpeed only learns where an optimizer step ends.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "zero_optimization": {"stage": self.stage},
+            "zero_optimization": {
+                "stage": self.stage,
+                "overlap_comm": buckets.overlaps(config.engine),
+                "reduce_bucket_size": buckets.reduced_at_once(config),
+                "stage3_prefetch_bucket_size": buckets.gathered_ahead(config),
+            },
             # At stage 0 clipping is ours, because DeepSpeed's neither reports the norm nor checks that it is finite.
             "gradient_clipping": self.clip if self.stage else 0.0,
             "steps_per_print": 2**31,

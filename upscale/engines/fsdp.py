@@ -34,7 +34,7 @@ from upscale.model.transformer import Transformer
 class FSDPEngine:
     def __init__(self, config: Config, model: Transformer, world: World):
         self.world, self.model, self.clip = world, model, config.optimizer.clip
-        self.reshard = config.engine.reshard
+        self.reshard, self.ahead, self.linked_blocks = config.engine.reshard, config.engine.prefetch_blocks, None
         groups = parameter_groups(model, config)
         mesh = _mesh(config, world)
         # One after the other, so that only one whole block at a time is on the device.
@@ -59,7 +59,18 @@ class FSDPEngine:
     def logits(
         self, tokens: torch.Tensor, active_blocks: int, last_only: bool = False, row_keys: torch.Tensor | None = None
     ) -> torch.Tensor:
+        self._gather_ahead(active_blocks)
         return self.model(tokens, active_blocks, last_only, row_keys)
+
+    def _gather_ahead(self, active_blocks: int) -> None:
+        """Tell every awake block which others to gather while it computes; one ahead is what FSDP2 does by itself."""
+        if self.ahead == 1 or active_blocks == self.linked_blocks:
+            return
+        awake = list(self.model.blocks[:active_blocks])
+        for index, block in enumerate(awake):
+            block.set_modules_to_forward_prefetch(awake[index + 1 : index + 1 + self.ahead])
+            block.set_modules_to_backward_prefetch(awake[max(0, index - self.ahead) : index][::-1])
+        self.linked_blocks = active_blocks
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         self.model.set_requires_gradient_sync(last)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from upscale.config import Config
 from upscale.planning.arithmetic import parameters
+from upscale.planning.buckets import overlaps
 from upscale.planning.devices import Device
 from upscale.planning.memory import shard_ranks
 
@@ -57,17 +58,17 @@ class Traffic:
 def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     """What a step of `passes` micro-batches sends, all blocks awake.
 
-    DeepSpeed in its float32 mode moves float32 everywhere; stages 0 to 2 overlap nothing (`overlap_comm` is off), stage
-    2 reduces in every pass, stage 3 gathers twice and reduces in every pass. FSDP2 gathers matrices in bfloat16 and
-    reduces in the last pass only.
+    DeepSpeed in its float32 mode moves float32 everywhere; stage 2 reduces in every pass, stage 3 gathers twice and
+    reduces in every pass. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2
+    gather after the optimizer's step never does. FSDP2 gathers matrices in bfloat16 and reduces in the last pass only.
     """
     ranks, total = cluster.ranks, parameters(config.model)
     one_way = 4.0 * total * (ranks - 1) / ranks
     if config.engine.name == "deepspeed":
         times = {0: 2, 1: 2, 2: passes + 1, 3: 3 * passes}[config.engine.zero_stage]
-        seconds = cluster.ring_seconds(times * one_way, ranks)
-        overlaps = config.engine.zero_stage == 3
-        return Traffic(times * one_way, seconds if overlaps else 0.0, 0.0 if overlaps else seconds)
+        behind = {0: 0, 1: 1, 2: passes, 3: times}[config.engine.zero_stage] if overlaps(config.engine) else 0
+        hidden, serial = (cluster.ring_seconds(count * one_way, ranks) for count in (behind, times - behind))
+        return Traffic(times * one_way, hidden, serial)
     shards = shard_ranks(config, ranks)
     within = total * (shards - 1) / shards
     gathers = 2 * passes if config.engine.reshard else 1

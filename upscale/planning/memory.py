@@ -14,16 +14,15 @@ import torch
 
 from upscale.config import AUTO, Config, ModelConfig
 from upscale.model import parametrization
+from upscale.planning import buckets
 from upscale.planning.arithmetic import parameters
 
 USABLE_MEMORY = 0.9
 """Share of a device's memory to plan with: the rest is the CUDA context, the allocator's gaps and NCCL's buffers."""
 CPU_MICRO_BATCH = 16
 
-# DeepSpeed 0.19.8's defaults, in elements: what is gathered at stage 3, and the buffer gradients are reduced through.
-REDUCE_BUCKET = 500_000_000
+# DeepSpeed 0.19.8's defaults, in elements, of what stays gathered at stage 3.
 LIVE_PARAMETERS = 1_000_000_000
-PREFETCH_BUCKET = 50_000_000
 PERSISTENT_PARAMETER = 100_000
 ALIGNMENT = 2
 
@@ -57,8 +56,9 @@ def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]
     block = max(sum(parameter.numel() for parameter in part.parameters()) for part in model.blocks)
     total = parameters(config.model)
     root = total - sum(parameter.numel() for part in model.blocks for parameter in part.parameters())
-    # One block computes while the next is gathered; their gradients are reduced from float32 buffers.
-    whole = total if not config.engine.reshard else min(total, 2 * block + root)
+    # One block computes while the next ones are gathered; two blocks' gradients are reduced from float32 buffers.
+    ahead = config.engine.prefetch_blocks
+    whole = total if not config.engine.reshard else min(total, (1 + ahead) * block + root)
     return {
         "weights": held,
         "master": 0,
@@ -70,6 +70,8 @@ def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]
 
 def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, int]:
     stage = config.engine.zero_stage
+    # A bucket, a second one that fills while the first travels, and the flat copy in which one travels.
+    reducing = (2 + buckets.overlaps(config.engine)) * buckets.reduced_at_once(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     if stage == 0:
@@ -78,13 +80,13 @@ def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, 
         share = sum(math.ceil(size / ranks) for size in sizes.values())
         # Small parameters stay gathered; a single rank's shard of them is the whole.
         persistent = sum(size for size in sizes.values() if size < PERSISTENT_PARAMETER) if ranks > 1 else 0
-        live = min(total, LIVE_PARAMETERS) + min(total, PREFETCH_BUCKET)
+        live = min(total, LIVE_PARAMETERS) + min(total, buckets.gathered_ahead(config))
         return {
             "weights": 4 * (share + persistent),
             "master": 4 * share,
             "moments": 8 * share,
             "gradients": 4 * share,
-            "working": 4 * (REDUCE_BUCKET + live),
+            "working": 4 * (reducing + live),
         }
     step = ALIGNMENT * ranks
     groups = parametrization.parameter_groups(model, config)
@@ -94,7 +96,7 @@ def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, 
         "master": 4 * padded // ranks,
         "moments": 8 * padded // ranks,
         "gradients": 4 * (padded if stage == 1 else padded // ranks),
-        "working": 4 * min(total, REDUCE_BUCKET),
+        "working": 4 * reducing,
     }
 
 

@@ -8,8 +8,9 @@ import math
 import statistics
 from pathlib import Path
 
-from upscale import command, config_files
+from upscale import command
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.files import read_json_lines, write_atomically
 from upscale.planning import tables

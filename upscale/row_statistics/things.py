@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from upscale import config_files, lanes
+from upscale import lanes
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.evaluation import suite
 

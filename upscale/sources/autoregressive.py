@@ -97,6 +97,10 @@ class AutoregressiveSource:
                 written[start : start + per_call] = part[: lanes - start]
         return written
 
+    def method(self, device: torch.device) -> str:
+        """How rows are written on a device; each way has roundings of its own, which sampling amplifies."""
+        return f"eager on {device.type}"
+
     def _lanes_at_once(self, device: torch.device, lanes: int, rows: int) -> int:
         return lanes if device.type == "cpu" else max(1, _ROWS_PER_GPU_CALL // (rows + -rows % ROWS_FILL))
 

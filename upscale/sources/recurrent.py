@@ -6,8 +6,13 @@ weights, not the biases, are then multiplied by one u ~ U(multiplier) a program.
 
 Written for speed under two rules. First, the input has only 256 values a side, so its projection is two tables (x and
 z), and a step is two row gathers, one recurrent product, the gates, the head and one draw. Second, a lane's rows must
-be the same bits whichever lanes share the call (`upscale.sources.autoregressive`): everything between the products is
-rounded exactly once (add, subtract, multiply) or goes through a sigmoid that sees whole vectors only (`_Block`).
+be the same bits whichever lanes share the call (`upscale.sources.autoregressive`).
+
+There are three ways to write them (`RecurrentSource.method`), chosen by the machine alone: one Triton kernel on a GPU
+(`upscale.sources.fused`), compiled C on a CPU (`upscale.sources.native`), and the PyTorch operations of this file
+where there is no Triton or no C compiler. In the last, everything between the products is rounded exactly once (add,
+subtract, multiply) or goes through a sigmoid that sees whole vectors only (`_Block`). Each way rounds otherwise, and
+near-greedy sampling amplifies that to other text; checkpoints say which it was, and a resumed run tells a change.
 """
 
 from dataclasses import dataclass
@@ -16,6 +21,7 @@ import torch
 
 from upscale.compiled import triton_found
 from upscale.randomness import Purpose, Stream
+from upscale.sources import native
 from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled, filled_up
 from upscale.sources.tokens import token_dtype
 
@@ -52,10 +58,10 @@ class RecurrentSource(AutoregressiveSource):
     gate_factors: tuple[int, ...]
     """One for a gate through a sigmoid, two for one through tanh(x) = 2 sigmoid(2x) - 1, in PyTorch's order."""
 
-    def __init__(self, *, fused: bool = True, **arguments: object) -> None:
-        """With `fused`, all is done in one launch where it can be: on a GPU with Triton, up to 256 tokens."""
+    def __init__(self, *, eager: bool = False, **arguments: object) -> None:
+        """With `eager`, by PyTorch's operations one step after another, whatever else the machine has."""
         super().__init__(**arguments)
-        self.fused = fused
+        self.eager = eager
 
     def program(self, stream: Stream) -> Program:
         """The stream's random programs."""
@@ -77,19 +83,28 @@ class RecurrentSource(AutoregressiveSource):
             head_bias=drawn(Purpose.HEAD_BIAS, self.vocabulary),
         )
 
-    def _is_fused(self, device: torch.device) -> bool:
-        return self.fused and device.type == "cuda" and triton_found() and self.vocabulary <= MOST_FUSED_TOKENS
+    def method(self, device: torch.device) -> str:
+        """`fused` needs a GPU, Triton and at most 256 tokens; `native` a CPU and a C compiler; else it is eager."""
+        if device.type == "cuda" and not self.eager and triton_found() and self.vocabulary <= MOST_FUSED_TOKENS:
+            return "fused"
+        if device.type == "cpu" and not self.eager and native.available():
+            return "native"
+        return super().method(device)
 
     def _lanes_at_once(self, device: torch.device, lanes: int, rows: int) -> int:
-        return lanes if self._is_fused(device) else super()._lanes_at_once(device, lanes, rows)
+        return lanes if self.method(device) == "fused" else super()._lanes_at_once(device, lanes, rows)
 
     def _write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        if not self._is_fused(stream.device):
+        method = self.method(stream.device)
+        if method not in ("fused", "native"):
             return super()._write(stream, conditions, seeds)
-        from upscale.sources import fused
+        if method == "fused":
+            from upscale.sources.fused import write
+        else:
+            from upscale.sources.native import write
 
         heights = self._heights(stream, conditions.shape[1], conditions.shape[2] - self.seed_tokens)
-        tokens = fused.write(self.program(stream), conditions, seeds, heights, self.temperature)
+        tokens = write(self.program(stream), conditions, seeds, heights, self.temperature)
         return tokens.to(token_dtype(self.vocabulary))
 
     def _walk(self, stream: Stream, rows: int, length: int) -> "_Step":

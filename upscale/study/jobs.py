@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from upscale import followups
 from upscale.errors import RunError, UserError
+from upscale.jobs import followups
 from upscale.study.plan import Member, Plan
 
 REPORT = "report"

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from upscale import config_files, data, initialization, run_directory, schedule, sources
+from upscale import data, initialization, run_directory, schedule, sources
 from upscale.checkpoint import manifest
 from upscale.config import AUTO, Config
+from upscale.config import files as config_files
 from upscale.corpora import index
 from upscale.errors import UserError
 from upscale.evaluation import suite

@@ -52,7 +52,7 @@ class Runner:
         seen, begin = member.seen(), time.monotonic()
         console = member.directory / CONSOLE
         self._say(f"{title}: " + (f"continues at {seen:,} of" if seen else "trains on") + f" {member.instances:,} rows")
-        words = [sys.executable, "-m", "upscale.supervisor", *member.arguments]
+        words = [sys.executable, "-m", "upscale.supervision.supervisor", *member.arguments]
         words += ["--ranks", str(self.ranks)] if self.ranks else []
         member.directory.mkdir(parents=True, exist_ok=True)
         with open(console, "ab") as file:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from upscale import config_files
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.files import write_atomically
 from upscale.report.runs import Run, read_runs, value

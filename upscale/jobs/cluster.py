@@ -1,4 +1,4 @@
-"""What the scripts in slurm/ ask Python, without torch: `python -m upscale.cluster QUESTION ...`.
+"""What the scripts in slurm/ ask Python, without torch: `python -m upscale.jobs.cluster QUESTION ...`.
 
 directory --config F [overrides]   the run directory of a training command, whose config is checked
 begin     --config F [overrides]   makes it and writes its config.yaml, unless the run has begun already
@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from upscale import command, config_files, run_directory
+from upscale import command, run_directory
 from upscale.config import Config
+from upscale.config import files as config_files
 from upscale.errors import UserError
 
 SHAPE_SECTIONS = ("model", "mup")
@@ -20,7 +21,7 @@ SHAPE_SECTIONS = ("model", "mup")
 
 def main(arguments: list[str] | None = None) -> int:
     question, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
-    parser = argparse.ArgumentParser(prog=f"python -m upscale.cluster {question}", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"python -m upscale.jobs.cluster {question}", allow_abbrev=False)
     if question in ("directory", "begin"):
         command.add_config(parser)
         options = parser.parse_intermixed_args(rest)

@@ -12,15 +12,22 @@ from pathlib import Path
 import pytest
 
 from tests.test_train import command, finish, logged, losses, metrics, start, train, wait_for
-from upscale import supervisor
 from upscale.checkpoint import manifest
+from upscale.supervision import supervisor
 
 LONG = ["schedule.instances=720", "checkpoint.every_steps=5", "engine.timeout_seconds=5"]
 
 
 def supervised(directory: Path, *extra: str, ranks: int = 2) -> subprocess.Popen:
     return start(
-        [sys.executable, "-m", "upscale.supervisor", "--ranks", str(ranks), *command(directory, *LONG, *extra)]
+        [
+            sys.executable,
+            "-m",
+            "upscale.supervision.supervisor",
+            "--ranks",
+            str(ranks),
+            *command(directory, *LONG, *extra),
+        ]
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.ranks import run_ranks
-from upscale import flight_recorder
 from upscale.distributed import World
+from upscale.supervision import flight_recorder
 
 
 def test_a_gpu_run_records_into_its_run_directory():

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from upscale import config_files, planning
+from upscale import planning
 from upscale.config import buffer_rows, enriched_rows
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.model import parametrization
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "studies")
 DEPTHS_AND_HEADS = {
     384: (16, 3),

@@ -1,6 +1,6 @@
 """Jobs that follow a running pre-training: each milestone's checkpoint is handed to a job script, once.
 
-`python -m upscale.followups --run DIR [--every SECONDS] SCRIPT` submits `SCRIPT DIR STEP` with sbatch for every
+`python -m upscale.jobs.followups --run DIR [--every SECONDS] SCRIPT` submits `SCRIPT DIR STEP` with sbatch for every
 milestone that has a complete checkpoint. What was submitted stands in DIR/slurm/jobs.jsonl, so that a restart submits
 nothing twice. It runs beside the batch script, not in the trainer: sbatch may not exist where the ranks run (in a
 container, say), and nothing that goes wrong here can reach the training.
@@ -38,7 +38,7 @@ KEPT_VARIABLES = ("SLURM_CONF",)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m upscale.followups", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m upscale.jobs.followups", allow_abbrev=False)
     parser.add_argument("script", help="what to submit: slurm/finetune.sh")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory of the pre-training")
     parser.add_argument("--every", type=float, metavar="SECONDS", help="look again and again; default: once")

@@ -7,10 +7,11 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from upscale import followups, run_directory
+from upscale import run_directory
 from upscale.checkpoint import manifest
 from upscale.config import Config
 from upscale.files import read_json_lines
+from upscale.jobs import followups
 from upscale.tracking import duration
 
 EVENTS = "slurm/events.jsonl"

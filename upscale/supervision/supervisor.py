@@ -17,10 +17,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from upscale import command, config_files
+from upscale import command
+from upscale.config import files as config_files
 from upscale.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
 
-PROGRAM = Path(__file__).with_name("train.py")
+PROGRAM = Path(__file__).parents[1] / "train.py"
 FINAL_EXIT_CODES = (0, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
 GRACE_SECONDS = 20.0
 SAME_STEP_FAILURES = 3

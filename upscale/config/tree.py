@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from upscale.config_base import (
+from upscale.config.base import (
     AUTO,
     Auto,
     Count,
@@ -23,8 +23,8 @@ from upscale.config_base import (
     Share,
     integral,
 )
-from upscale.config_finetuning import CorpusConfig, Part, problems_of_fine_tuning
-from upscale.config_sources import LSTM, Source, problems_of_sources
+from upscale.config.finetuning import CorpusConfig, Part, problems_of_fine_tuning
+from upscale.config.sources import LSTM, Source, problems_of_sources
 
 BYTES = 256
 
@@ -65,7 +65,7 @@ class ModelConfig(Section):
     qk_norm: bool = False
     """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size)."""
     compile: bool | Auto = AUTO
-    """torch.compile per block; auto: with a GPU and ZeRO stage below 3."""
+    """torch.compile per block; auto: with a GPU, but not under ZeRO stage 3."""
     checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping it: nothing; what is cheap, so that matrix products and
     attention are kept; or every block."""
@@ -186,6 +186,14 @@ class EngineConfig(Section):
     shard_ranks: Count | Auto = AUTO
     """fsdp only: consecutive ranks that divide weights, gradients and optimizer state among them, a divisor of the
     number of ranks; groups of them hold copies of each other. The GPUs of a node: hybrid sharding; auto: all ranks."""
+    overlap: bool | Auto = AUTO
+    """deepspeed only, stages 1 to 3: reduce gradients while the backward pass goes on; auto: at stage 3. (FSDP2 always
+    does.) At stages 1 and 2 it takes a second bucket; measure it with `upscale bench`."""
+    bucket: Count | Auto = AUTO
+    """deepspeed only, stages 1 to 3: gradients, as numbers, that are reduced at once; auto: those of a block, at least
+    16,777,216 (64 MiB)."""
+    prefetch_blocks: Count = 1
+    """fsdp and stage 3: blocks whose weights are gathered ahead of the one that computes."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: matrix products in bfloat16, weights, norms and sums in float32."""
     micro_batch: Count | Auto = AUTO
@@ -219,6 +227,13 @@ class CheckpointConfig(Section):
     """Write in a thread: training waits for the copy in memory only."""
 
 
+class ProfileConfig(Section):
+    start: Count
+    """First step to profile, counting from 1; give the first steps, which warm up and compile, a miss."""
+    steps: Count
+    """How many steps; traces grow with them, so few are best."""
+
+
 class TrackingConfig(Section):
     log_every: Count = 10
     """Steps between logged lines."""
@@ -229,6 +244,9 @@ class TrackingConfig(Section):
     extra forward pass over two rows a rank."""
     samples: CountOrZero = 8
     """Rows of the sources' output written to samples/ at each evaluation."""
+    profile: ProfileConfig | None = None
+    """Steps of which every rank writes torch's profiler trace, and on a GPU a memory snapshot, to profile/ in the run
+    directory; null: none. It slows those steps down and changes nothing that they compute."""
 
 
 class InitConfig(Section):
@@ -293,8 +311,9 @@ def buffer_rows(data: DataConfig) -> int:
 def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, str]]:
     """Impossible combinations as (key, message), among those of the sections that are valid by themselves."""
     found: list[tuple[str, str]] = []
-    model, schedule, data, run, evaluation, optimizer, checkpoint = (
-        sections.get(name) for name in ("model", "schedule", "data", "run", "evaluation", "optimizer", "checkpoint")
+    model, schedule, data, run, evaluation, optimizer, checkpoint, tracking = (
+        sections.get(name)
+        for name in ("model", "schedule", "data", "run", "evaluation", "optimizer", "checkpoint", "tracking")
     )
     if model:
         heads = heads_of(model)
@@ -344,6 +363,9 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
                 "switch it off with evaluation.every=0",
             )
         )
+    if run and run.steps and tracking and tracking.profile and tracking.profile.start > run.steps:
+        message = f"{tracking.profile.start} is after the last step, run.steps = {run.steps}: nothing would be profiled"
+        found.append(("tracking.profile.start", message))
     found += problems_of_fine_tuning(sections)
     if run and run.dir != AUTO and not run.dir.strip():
         found.append(("run.dir", "is empty; give a folder or auto"))
