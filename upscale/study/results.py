@@ -147,6 +147,7 @@ class Spread:
         if not self.known:
             return "never" if self.count else "–"
         text = format(self.mean, form)
-        if len(self.known) > 1:
-            text += f" ({format(min(self.known), form)} to {format(max(self.known), form)})"
+        lowest, highest = format(min(self.known), form), format(max(self.known), form)
+        if lowest != highest:
+            text += f" ({lowest} to {highest})"
         return text if len(self.known) == self.count else f"{text}, {len(self.known)} of {self.count} seeds"

@@ -205,7 +205,7 @@ def picture(results: Sequence[Result]) -> bytes:
         axes.grid(color="#e4e4e4")
         if later:  # what the first quarter of a curve does above would press the rest together
             axes.set_ylim(min(later) - 0.05, max(later) + 0.05)
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5, handlelength=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
