@@ -21,7 +21,7 @@ from upscale import command
 from upscale.config import files as config_files
 from upscale.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
 
-PROGRAM = Path(__file__).parents[1] / "train.py"
+PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "train.py"))
 FINAL_EXIT_CODES = (0, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
 GRACE_SECONDS = 20.0
 SAME_STEP_FAILURES = 3
@@ -29,7 +29,7 @@ LONGEST_BACKOFF_SECONDS = 60.0
 CPU_RANKS = 2
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: tuple[str, ...] = PROGRAM) -> int:
     parser = command.parser(
         "local", "Train on this machine and restart from the newest checkpoint when a rank is lost."
     )
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--ranks {options.ranks}: must be at least 1")
     config = config_files.load(options.config, options.overrides).resolved()
     training = [*(["--config", options.config] if options.config else []), *options.overrides]
-    supervisor = Supervisor(training, Path(config.run.dir), options.ranks, options.max_restarts)
+    supervisor = Supervisor(training, Path(config.run.dir), options.ranks, options.max_restarts, program)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, supervisor.forward)
     return supervisor.run()
@@ -55,7 +55,7 @@ class Supervisor:
     directory: Path
     wanted_ranks: int | None
     max_restarts: int
-    program: tuple[str, ...] = (sys.executable, str(PROGRAM))
+    program: tuple[str, ...] = PROGRAM
     ranks: list[subprocess.Popen] = field(default_factory=list)
     stopping: int | None = None
 
