@@ -115,6 +115,7 @@ def test_every_launcher_makes_the_same_world_and_losses(single, tmp_path):
         assert losses(tmp_path / name) == pytest.approx(losses(single), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_uneven_world_at_every_stage_gives_the_same_losses(single, tmp_path):
     """Five ranks over twelve lanes at ZeRO 3: three lanes, three, two, two, two."""
     code, output = finish(start([*torchrun(5), *command(tmp_path / "run", "engine.zero_stage=3")]))
@@ -195,7 +196,9 @@ def logged(directory: Path) -> bool:
     return (directory / "metrics.jsonl").exists() and len((directory / "metrics.jsonl").read_text().splitlines()) >= 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["USR1", "TERM"]
+)
 def test_a_signal_to_one_rank_saves_and_exits_75_on_all(single, tmp_path, number):
     """The decision is reduced at a step's end; the run then continues to the same losses."""
     job = str(free_port())

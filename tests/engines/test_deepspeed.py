@@ -20,7 +20,9 @@ from upscale.planning import buckets
 STAGES = {f"stage {stage}": {"engine__zero_stage": stage} for stage in (0, 1, 2, 3)}
 
 
-@pytest.mark.parametrize("size", [1, 2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize(
+    "size", [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_losses_and_weights_equal_the_plain_trainer(size):
     """fp32, stages 0 to 3, with accumulation, clipping, muP groups and two wakings."""
     per_rank = run_ranks(common.train_each, size, STAGES)
@@ -109,7 +111,8 @@ def test_a_nan_on_one_rank_skips_the_step_on_every_rank():
         common.assert_skipped([rank[label] for rank in per_rank], label)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
 def test_coordinates_are_flat_under_sharding(stage):
     """Against the plain coordinate check: muP's learning rates survive ZeRO's flattening and partitioning."""
     sharded = run_ranks(common.coordinates_under, 2, {"engine__zero_stage": stage}, timeout_seconds=400)[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import Clone, overrides, started_nodes
 
@@ -91,6 +93,7 @@ def test_an_urgent_job_pushes_it_aside(clone):
     assert steps(clone, "d") == list(range(1, 41)) and restarts(clone, "d") == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_dead_node_costs_a_step_on_the_others(clone, cluster):
     job = clone.submit("--nodes=1-3", "slurm/pretrain_w1024.sh", *overrides("e", 80))
     clone.reaches("e", 8, job)
@@ -112,6 +115,7 @@ def test_a_dead_first_node_costs_a_requeue(clone, cluster):
     assert covers(steps(clone, "f"), 60)
 
 
+@pytest.mark.slow
 def test_a_cut_cable_costs_a_step_and_the_node_is_used_again(clone, cluster):
     job = clone.submit("--nodes=1-3", "slurm/pretrain_w1024.sh", *overrides("g", 2000))
     clone.reaches("g", 8, job)

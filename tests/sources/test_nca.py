@@ -30,7 +30,9 @@ def test_rows_are_those_of_the_definition_token_for_token(arguments):
     assert_rows_are_those_of(oracle, source, lanes=2, rows=3, length=50, vocabulary=arguments["vocabulary"])
 
 
-@pytest.mark.parametrize("arguments", [dict(vocabulary=256), PAPER], ids=["default", "paper"])
+@pytest.mark.parametrize(
+    "arguments", [dict(vocabulary=256), pytest.param(PAPER, marks=pytest.mark.slow)], ids=["default", "paper"]
+)
 def test_a_lanes_rows_do_not_depend_on_who_shares_the_call(arguments):
     source = NCASource(**arguments)
     assert_rows_do_not_depend_on_the_call(source, length=100, vocabulary=arguments["vocabulary"])

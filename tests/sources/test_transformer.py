@@ -25,7 +25,7 @@ def test_rows_are_those_of_torch_nn_token_for_token(arguments):
     assert rows.tolist() == Reference(**arguments).write(stream, conditions, seeds).tolist()
 
 
-@pytest.mark.parametrize("hidden", [40, 52])
+@pytest.mark.parametrize("hidden", [40, pytest.param(52, marks=pytest.mark.slow)])
 def test_a_lanes_rows_do_not_depend_on_who_shares_the_call(hidden):
     source = TransformerSource(vocabulary=256, hidden=hidden, layers=2, multiplier=(4.0, 4.0))
     assert_rows_do_not_depend_on_the_call(source, rows=7, length=90)

@@ -59,7 +59,11 @@ def uninterrupted(tmp_path_factory) -> list[float]:
 
 @pytest.mark.parametrize(
     ("number", "rank"),
-    [(signal.SIGKILL, 1), (signal.SIGSTOP, 0), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow)],
+    [
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
+    ],
     ids=["killed", "first-hanging", "hanging"],
 )
 def test_a_lost_rank_costs_a_restart_and_nothing_else(uninterrupted, tmp_path, number, rank):
