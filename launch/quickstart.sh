@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained, measured and fine-tuned model: set up, look at the data, pre-train with DeepSpeed,
 # evaluate, report, then fine-tune on text from the pre-trained weights and from scratch, and compare.
-# About seven minutes on two CPU cores; uses the GPUs of this machine when there are some.
+# Nine and a half minutes on two CPU cores, the set-up included; uses the GPUs of this machine when there are some.
 source "$(dirname "$0")/environment.sh"
 make_environment
 
