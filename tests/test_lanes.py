@@ -26,13 +26,7 @@ from upscale.sources.sample import printable, sample_lines
 PAPER = dict(context=512, draw=69, enrich_rows=138, buffer_rows=2760, reset_constant=20 / 138, reset_noise=20 / 138)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The arrays are small, and two threads that wait for a busy core crawl."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Depth:

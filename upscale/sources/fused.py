@@ -22,14 +22,11 @@ threads of 107 registers, none spilled, and 68 KB of shared memory.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 
-if TYPE_CHECKING:
-    from upscale.sources.recurrent import Program
+from upscale.sources.program import Program
 
 ROWS, UNITS, DEPTH = 16, 64, 32
 LEAST_WIDTH = 64

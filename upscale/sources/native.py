@@ -11,14 +11,11 @@ import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from upscale import compiled
-
-if TYPE_CHECKING:
-    from upscale.sources.recurrent import Program
+from upscale.sources.program import Program
 
 TILE = 6
 """Rows that the C code takes at a time, or a multiple: threads get whole tiles."""

@@ -15,14 +15,13 @@ subtract, multiply) or goes through a sigmoid that sees whole vectors only (`_Bl
 near-greedy sampling amplifies that to other text; checkpoints say which it was, and a resumed run tells a change.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from upscale.compiled import triton_found
 from upscale.randomness import Purpose, Stream
 from upscale.sources import native
 from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled, filled_up
+from upscale.sources.program import Program
 from upscale.sources.tokens import token_dtype
 
 # The fused kernel holds the logits of a tile of rows in registers, all at once.
@@ -30,26 +29,6 @@ MOST_FUSED_TOKENS = 256
 
 # The least number of elements that an elementwise CPU kernel gives a thread.
 _ELEMENTS_PER_THREAD = 1 << 15
-
-
-@dataclass(frozen=True)
-class Program:
-    """The parameters of one call, one program a lane, in the shapes of torch.nn after the lane dimension."""
-
-    embedding: torch.Tensor
-    """(L, vocabulary, hidden // 2)"""
-    weight_input: torch.Tensor
-    """(L, gates * hidden, 2 * (hidden // 2)), multiplied"""
-    weight_hidden: torch.Tensor
-    """(L, gates * hidden, hidden), multiplied"""
-    bias_input: torch.Tensor
-    """(L, gates * hidden)"""
-    bias_hidden: torch.Tensor
-    """(L, gates * hidden)"""
-    head_weight: torch.Tensor
-    """(L, vocabulary, hidden)"""
-    head_bias: torch.Tensor
-    """(L, vocabulary)"""
 
 
 class RecurrentSource(AutoregressiveSource):
