@@ -3,4 +3,4 @@
 # A rank that dies or hangs costs a restart of all of them from the newest valid checkpoint.
 source "$(dirname "$0")/environment.sh"
 make_environment >&2
-exec python -m upscale.supervision.supervisor "$@"
+exec python -m upscale.launch.supervisor "$@"

@@ -231,9 +231,9 @@ launch() {
 pretrain() {
     local directory watch
     allocation
-    directory=$(python -m upscale.jobs.cluster directory "$@")
+    directory=$(python -m upscale.launch.slurm.questions directory "$@")
     if [ -n "${LAUNCH_FOLLOWUP:-}" ]; then
-        python -m upscale.jobs.followups --run "$directory" --every "${LAUNCH_FOLLOWUP_SECONDS:-60}" "$LAUNCH_FOLLOWUP" &
+        python -m upscale.launch.slurm.followups --run "$directory" --every "${LAUNCH_FOLLOWUP_SECONDS:-60}" "$LAUNCH_FOLLOWUP" &
         watch=$!
         # shellcheck disable=SC2064 # the number is known now
         trap "kill $watch 2>/dev/null" EXIT
@@ -241,7 +241,7 @@ pretrain() {
     claim "$directory"
     launch "$directory" upscale train "$@"
     if [ -n "${LAUNCH_FOLLOWUP:-}" ]; then
-        python -m upscale.jobs.followups --run "$directory" "$LAUNCH_FOLLOWUP"
+        python -m upscale.launch.slurm.followups --run "$directory" "$LAUNCH_FOLLOWUP"
     fi
 }
 
@@ -258,7 +258,7 @@ finetune() {
         ;;
     scratch) init=(init.from=null) ;;
     esac
-    shape=$(python -m upscale.jobs.cluster shape "$run")
+    shape=$(python -m upscale.launch.slurm.questions shape "$run")
     directory=$(dirname "$run")/$name
     claim "$directory"
     # shellcheck disable=SC2086 # one override a word

@@ -40,7 +40,7 @@ if ! command -v upscale >/dev/null && [ -x .venv/bin/upscale ]; then
     PATH="$PWD/.venv/bin:$PATH"
 fi
 # Checks the config too, before anything is submitted.
-run=$(python -m upscale.jobs.cluster directory --config "$config" "${overrides[@]}")
+run=$(python -m upscale.launch.slurm.questions directory --config "$config" "${overrides[@]}")
 
 rows=() jobs=()
 row() { rows+=("$(printf '%-18s %-16s %s' "$@")"); }
@@ -71,7 +71,7 @@ submit() { # KIND WHEN sbatch's arguments...: submits, or prints the line; the j
 
 if [ -z "$dry_run" ]; then
     mkdir -p "$run/slurm"
-    python -m upscale.jobs.cluster begin --config "$config" "${overrides[@]}" # the baselines need the model's shape at once
+    python -m upscale.launch.slurm.questions begin --config "$config" "${overrides[@]}" # the baselines need the model's shape at once
 fi
 environment=${milestones:+LAUNCH_FOLLOWUP=slurm/finetune.sh}
 submit pretrain "at once" "$template" --config "$config" "${overrides[@]}"

@@ -51,7 +51,7 @@ def run_ranks(function: Callable, size: int, *arguments, timeout_seconds: float 
 
 
 def _rank_main(function: Callable, rank: int, size: int, port: int, folder: str, arguments: tuple) -> None:
-    from upscale.distributed import World
+    from upscale.distributed.world import World
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several ranks, perhaps one GPU: these tests are about gloo
     torch.set_num_threads(1)

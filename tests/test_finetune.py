@@ -15,8 +15,10 @@ from tests.engines import common
 from tests.ranks import run_ranks
 from tests.reference.training import PlainTrainer
 from tests.test_train import command, finish, losses, metrics, start, torchrun, train
-from upscale import data, engines, export, initialization, run_directory
-from upscale.distributed import World
+from upscale import engines
+from upscale.checkpoint import export, run_directory, warm_start
+from upscale.data import training_rows
+from upscale.distributed.world import World
 from upscale.errors import UserError
 from upscale.evaluation.standalone import load_model
 from upscale.evaluation.texts import load_text
@@ -69,7 +71,7 @@ def test_fine_tuning_equals_a_plain_trainer(folder, tuned):
     config = tiny.config(**changes(folder, **OPTIONS))
     plain = PlainTrainer(config)
     plain.model.load_state_dict(upscale.load(folder / "weights.safetensors").state_dict())
-    rows = data.opened(config)(range(12), "cpu")
+    rows = training_rows.opened(config)(range(12), "cpu")
     expected = [plain.step(rows.draw(1), 12 * step) / torch.tensor(2.0).log().item() for step in range(12)]
     assert losses(tuned) == pytest.approx(expected, rel=1e-6)
     assert {record["active_blocks"] for record in metrics(tuned)} == {6}
@@ -113,7 +115,7 @@ def initialized(world: World, kinds: dict[str, dict]) -> dict[str, dict]:
         config = common.config(**kind)
         model = parametrization.build(config)
         engine = engines.create(config, model, world)
-        initialization.wanted(config).load(config, engine, world)
+        warm_start.wanted(config).load(config, engine, world)
         begin = common.copies(engine, "")
         mine = common.global_rows(0).tensor_split(world.size)[world.rank]
         for step in range(2):
@@ -176,7 +178,7 @@ def test_weights_that_do_not_fit_are_refused(folder, change, message):
     shutil.copy(parameters, folder / "foreign.safetensors")
     given = {key: str(value).format(folder=folder) for key, value in change.items()}
     with pytest.raises(UserError, match=message):
-        initialization.wanted(tiny.config(**{"init__from": folder / "pretrained", "schedule__wake_every": 0, **given}))
+        warm_start.wanted(tiny.config(**{"init__from": folder / "pretrained", "schedule__wake_every": 0, **given}))
 
 
 def test_another_vocabulary_and_context_fit_when_their_parts_are_fresh(folder):
@@ -187,7 +189,7 @@ def test_another_vocabulary_and_context_fit_when_their_parts_are_fresh(folder):
         init__reinitialize="[embeddings, head]",
         schedule__wake_every=0,
     )
-    assert initialization.wanted(config)
+    assert warm_start.wanted(config)
 
 
 def test_mistakes_exit_2_before_a_run_directory_is_made(folder, tmp_path):

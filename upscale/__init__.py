@@ -2,7 +2,7 @@
 
 
 def load(path, device="cpu"):
-    """The model of a file that `upscale export` wrote, ready on one device; see `upscale.export.load`."""
-    from upscale.export import load
+    """The model of a file that `upscale export` wrote, ready on one device; see `upscale.checkpoint.export.load`."""
+    from upscale.checkpoint.export import load
 
     return load(path, device)

@@ -11,10 +11,10 @@ from pathlib import Path
 if __name__ == "__main__":
     # Started as a file: find the package itself, and not the files beside this one as top-level modules.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from upscale.supervision import interrupt
+    from upscale.launch import signals
 
-    interrupt.leave_quietly()
-    interrupt.remember_stop_requests()
+    signals.leave_quietly()
+    signals.remember_stop_requests()
 
 import math
 import os
@@ -24,22 +24,27 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import ahead, command, data, engines, initialization, lanes, passes, planning, run_directory, schedule
+from upscale import engines, planning, schedule
+from upscale.checkpoint import run_directory, warm_start
+from upscale.checkpoint.manager import Saver
 from upscale.config import Config
 from upscale.config import files as config_files
-from upscale.distributed import World, placement
+from upscale.console import command
+from upscale.data import lanes, prefetch, training_rows
+from upscale.data.sample import printable
+from upscale.distributed import flight_recorder
+from upscale.distributed.watchdog import Watchdog
+from upscale.distributed.world import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import suite
 from upscale.evaluation.table import summary
-from upscale.profiling import Profiler
-from upscale.saving import Saver
-from upscale.sources.sample import printable
-from upscale.spikes import SpikeGuard
-from upscale.stability import Observer
-from upscale.supervision import flight_recorder, interrupt
-from upscale.supervision.watchdog import Watchdog
-from upscale.timing import Stopwatch, peak_memory_gib
-from upscale.tracking import Tracker
+from upscale.launch import signals
+from upscale.machine.timing import Stopwatch, peak_memory_gib
+from upscale.training import train_step
+from upscale.training.logger import Tracker
+from upscale.training.profiler import Profiler
+from upscale.training.spikes import SpikeGuard
+from upscale.training.stability import Observer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{ranks} ranks for data.lanes = {most}, but a lane never spans ranks. Start at most {most} ranks, or "
             f"begin a new run with data.lanes={ranks} or more."
         )
-    rows, initial = data.opened(config), initialization.wanted(config)
+    rows, initial = training_rows.opened(config), warm_start.wanted(config)
     datasets = (
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
@@ -80,9 +85,9 @@ class StopRequest:
 
     def __init__(self):
         self.signal: str | None = None
-        for number in interrupt.STOP_SIGNALS:
+        for number in signals.STOP_SIGNALS:
             signal.signal(number, self._receive)
-        for number in interrupt.requested[:1]:
+        for number in signals.requested[:1]:
             self._receive(number, None)
 
     def _receive(self, number: int, _frame) -> None:
@@ -99,20 +104,20 @@ class Trainer:
         config: Config,
         world: World,
         datasets: list,
-        rows: Callable[..., data.Rows],
-        initial: initialization.Initialization | None,
+        rows: Callable[..., training_rows.Rows],
+        initial: warm_start.Initialization | None,
         stop: StopRequest,
     ):
         self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
         self.directory, notes = run_directory.open_directory(config, world)
         if world.device.type == "cuda":
             (self.directory / flight_recorder.FOLDER).mkdir(exist_ok=True)
-        model, self.engine = passes.build(config, world)
+        model, self.engine = train_step.build(config, world)
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-        self.lanes = ahead.drawn(config.data, rows, owned, world.device)
-        self.micro_batch = planning.micro_batch(config, world.device, passes.most_rows(config, world.size), world.size)
-        self.passes = passes.Passes(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
+        self.lanes = prefetch.drawn(config.data, rows, owned, world.device)
+        self.micro_batch = planning.micro_batch(config, world.device, train_step.most_rows(config, world.size), world.size)
+        self.passes = train_step.Passes(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
         self.counters, more_notes = self.saver.resume(initial)
@@ -122,7 +127,7 @@ class Trainer:
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
         self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
-        overlaps = data.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
+        overlaps = training_rows.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
         for note in [self.introduction(), *notes, *more_notes, *overlaps]:
             self.tracker.note(note)
 

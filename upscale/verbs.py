@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from upscale import command, run_directory
+from upscale.checkpoint import run_directory
 from upscale.config import files as config_files
-from upscale.distributed import World
+from upscale.console import command
+from upscale.distributed.world import World
 from upscale.errors import UserError
 
 
@@ -89,8 +90,8 @@ def report(arguments: list[str]) -> int:
 
 
 def sample(arguments: list[str]) -> int:
-    from upscale import data, lanes
-    from upscale.sources.sample import printable, sample_lines
+    from upscale.data import lanes, training_rows
+    from upscale.data.sample import printable, sample_lines
 
     parser = command.parser(
         "sample", "Print rows that a config's sources write, as a model in training would get them."
@@ -117,14 +118,14 @@ def sample(arguments: list[str]) -> int:
     if options.stats:
         if options.config:
             raise UserError(f"--config {options.config} with --stats: give the config as one of the things to measure")
-        from upscale.row_statistics import things, write
+        from upscale.row_statistics import inputs, write
 
-        rows = things.gather(options.stats, options.overrides, rounds=rounds)
+        rows = inputs.gather(options.stats, options.overrides, rounds=rounds)
         print(write(rows, options.to))
         return 0
     config = config_files.load(options.config, options.overrides).resolved()
     if config.data.kind == "corpus":
-        print("\n".join(printable(data.opened(config)(range(1), "cpu").draw(options.rows))))
+        print("\n".join(printable(training_rows.opened(config)(range(1), "cpu").draw(options.rows))))
         return 0
     lane = lanes.from_config(config, range(1), "cuda" if torch.cuda.is_available() else "cpu")
     for _ in range(rounds - 1):
@@ -135,7 +136,7 @@ def sample(arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    from upscale import export as room
+    from upscale.checkpoint import export as room
 
     parser = command.parser("export", "Write a run's weights as one safetensors file, for `upscale.load(path)`.")
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that training wrote")

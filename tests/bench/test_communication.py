@@ -8,7 +8,7 @@ import torch
 
 from tests.ranks import run_ranks
 from upscale.bench.communication import length, measure, overlap, union
-from upscale.distributed import World
+from upscale.distributed.world import World
 
 
 def test_unions_and_overlaps_against_points():

@@ -7,7 +7,7 @@ import torch
 
 from tests import tiny
 from upscale.bench import fitting
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.errors import UserError
 from upscale.planning import memory
 

@@ -14,12 +14,13 @@ import torch
 
 from tests import tiny
 from tests.test_train import environment
-from upscale.bench import compare, plain, tables, verb
+from upscale.bench import compare, plain, tables
 from upscale.bench.machine import summary
-from upscale.distributed import World
+from upscale.cli import bench as bench_command
+from upscale.cli import plan as planning_verb
+from upscale.distributed.world import World
 from upscale.errors import UserError
 from upscale.model import parametrization
-from upscale.planning import verb as planning_verb
 
 QUICK = ["data.sources=[{kind: uniform}]", "--steps", "2", "--warm-up", "1"]
 
@@ -120,7 +121,7 @@ def test_the_baselines_compute_what_the_model_computes():
 )
 def test_mistakes_are_said(arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        verb.main(arguments)
+        bench_command.main(arguments)
 
 
 def test_a_launchers_world_decides(monkeypatch):
@@ -128,4 +129,4 @@ def test_a_launchers_world_decides(monkeypatch):
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--ranks 3, but the launcher started 2"):
-        verb.main(["--ranks", "3"])
+        bench_command.main(["--ranks", "3"])

@@ -19,12 +19,13 @@ import torch
 
 from tests import tiny
 from tests.ranks import run_ranks
-from upscale import engines, lanes, planning
+from upscale import engines, planning
+from upscale.checkpoint.manager import Counters, Saver
 from upscale.config import Config
-from upscale.distributed import World
+from upscale.data import lanes
+from upscale.distributed.world import World
 from upscale.engines import STATES
 from upscale.model import parametrization
-from upscale.saving import Counters, Saver
 
 ENGINES = {
     "deepspeed stage 1": {"engine__zero_stage": 1},

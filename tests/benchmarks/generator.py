@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from upscale.bench import machine, seconds, summary
-from upscale.randomness import Stream
+from upscale.randomness.streams import Stream
 from upscale.sources import LSTMSource
 
 VOCABULARY, LENGTH, SEED_TOKENS, TEMPERATURE = 256, 513, 8, 1e-4

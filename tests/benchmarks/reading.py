@@ -30,8 +30,8 @@ from upscale.config import files as config_files
 from upscale.corpora.index import BLOCK
 from upscale.corpora.reading import Corpus, Windows
 from upscale.corpora.writing import Spool, write_corpus
-from upscale.planning.arithmetic import flops_per_token
-from upscale.planning.devices import DEVICES
+from upscale.machine.gpus import DEVICES
+from upscale.model.costs import flops_per_token
 
 BATCH, FACTOR = 500, 20
 ABOUT = {"corpus": "wp", "options": {}, "licence": "random bytes", "provenance": {"input": "random bytes"}}

@@ -19,12 +19,13 @@ import torch
 
 from tests.engines import common
 from tests.ranks import run_ranks
-from upscale import engines, lanes
+from upscale import engines
+from upscale.checkpoint.manager import Counters, Saver
 from upscale.config import Config
-from upscale.distributed import World
+from upscale.data import lanes
+from upscale.distributed.world import World
 from upscale.engines import STATES
 from upscale.model import parametrization
-from upscale.saving import Counters, Saver
 
 ENGINES = {
     **{f"deepspeed-{stage}": {"engine__name": "deepspeed", "engine__zero_stage": stage} for stage in (0, 1, 2, 3)},

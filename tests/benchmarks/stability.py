@@ -18,11 +18,11 @@ import torch
 
 from tests import tiny
 from upscale.config import Config
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.evaluation.texts import load_text
 from upscale.model import parametrization
 from upscale.model.transformer import row_losses, row_z_losses
-from upscale.stability import Observer
+from upscale.training.stability import Observer
 
 REMEDIES = {
     "none": {},

@@ -14,7 +14,7 @@ from tests.ranks import run_ranks
 from upscale.checkpoint import manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.writer import Writer, snapshot
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.engines import STATES, Fragment
 
 SIZES = {"matrix": 101, "bias": 7, "gate": 1}

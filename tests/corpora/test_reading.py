@@ -13,7 +13,7 @@ from tests.reference.philox import word
 from upscale.corpora import index
 from upscale.corpora.reading import Corpus, Windows
 from upscale.errors import UserError
-from upscale.randomness import Purpose
+from upscale.randomness.streams import Purpose
 
 SIZES = {"train": 1234, "validation": 300, "test": 7}
 """Train: 12 pieces and 34 bytes in 5 shards; validation: a whole shard exactly; test: less than a piece."""

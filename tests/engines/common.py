@@ -13,7 +13,7 @@ from tests.reference.training import PlainTrainer
 from upscale import engines, schedule
 from upscale.checkpoint.writer import snapshot
 from upscale.config import Config
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.model import parametrization
 from upscale.model.transformer import row_losses
 

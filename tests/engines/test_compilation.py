@@ -9,8 +9,8 @@ from torch._dynamo.utils import counters
 
 from tests import tiny
 from tests.ranks import run_ranks
-from upscale import passes
-from upscale.distributed import World
+from upscale.distributed.world import World
+from upscale.training import train_step
 
 FSDP = {"engine__name": "fsdp"}
 STAGE = {stage: {"engine__zero_stage": stage} for stage in (0, 1, 2)}
@@ -28,11 +28,11 @@ def compilations(world: World, kinds: dict[str, dict], backend: str) -> dict[str
         torch._dynamo.reset()
         counters.clear()
         seen = []
-        _, engine = passes.build(config, world)
-        run = passes.Passes(config, world, engine, 0, micro_batch=2)
+        _, engine = train_step.build(config, world)
+        run = train_step.Passes(config, world, engine, 0, micro_batch=2)
         generator = torch.Generator().manual_seed(world.rank)
         for step, (batch, active) in enumerate(STEPS):
-            rows = torch.randint(0, 256, (passes.most_rows(config, world.size, batch), 17), generator=generator)
+            rows = torch.randint(0, 256, (train_step.most_rows(config, world.size, batch), 17), generator=generator)
             run.backpropagate(rows, batch, active, step)
             assert engine.step(1.0, active).applied
             seen.append(counters["stats"]["unique_graphs"])

@@ -12,10 +12,10 @@ from tests.engines import common
 from tests.ranks import run_ranks
 from upscale import engines, planning
 from upscale.config import files as config_files
-from upscale.distributed import World
+from upscale.distributed.world import World
+from upscale.engines import buckets
 from upscale.errors import UserError
 from upscale.model import parametrization
-from upscale.planning import buckets
 
 STAGES = {f"stage {stage}": {"engine__zero_stage": stage} for stage in (0, 1, 2, 3)}
 

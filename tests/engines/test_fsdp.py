@@ -13,7 +13,7 @@ from tests.benchmarks import coordinate_check
 from tests.engines import common
 from tests.ranks import run_ranks
 from upscale import engines
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.engines import fsdp
 from upscale.errors import UserError
 from upscale.model import parametrization

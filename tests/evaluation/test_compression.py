@@ -10,7 +10,7 @@ import torch
 
 from tests.ranks import run_ranks
 from tests.reference import evaluation_markov as reference
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.evaluation.compression import measure, target_positions
 from upscale.evaluation.tasks import TASKS
 

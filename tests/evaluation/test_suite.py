@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.ranks import run_ranks
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.errors import UserError
 from upscale.evaluation import NAMES, Dataset, EvaluationError, check_names, datasets, evaluate, suite
 from upscale.evaluation.compression import target_positions

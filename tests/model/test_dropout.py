@@ -8,7 +8,7 @@ import torch
 from tests import tiny
 from upscale.model import parametrization
 from upscale.model.dropout import Dropout, block_keys, keep_mask
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 
 SHAPE = torch.Size((64, 32, 128))
 

@@ -14,9 +14,9 @@ from tests.engines import common
 from tests.ranks import run_ranks
 from upscale import engines
 from upscale.config import files as config_files
-from upscale.distributed import World
-from upscale.model import parametrization, recomputation
-from upscale.model.recomputation import Keep, Reuse
+from upscale.distributed.world import World
+from upscale.model import activation_checkpointing, parametrization
+from upscale.model.activation_checkpointing import Keep, Reuse
 from upscale.planning import memory
 
 KINDS = {f"deepspeed stage {stage}": {"engine__zero_stage": stage} for stage in range(4)} | {
@@ -124,9 +124,9 @@ def test_a_checkpointed_block_keeps_what_is_counted(width, precision, monkeypatc
     """Tensor by tensor: what the block's operations left behind, and the block's input."""
     chosen, model, x = one_block(width, precision, "model.checkpointing=selective")
     kept = deque()
-    monkeypatch.setattr(recomputation, "_contexts", lambda: (Keep(kept), Reuse(kept)))
+    monkeypatch.setattr(activation_checkpointing, "_contexts", lambda: (Keep(kept), Reuse(kept)))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        output = recomputation.run(model.blocks[0], x, None, "selective", compiled=False)
+        output = activation_checkpointing.run(model.blocks[0], x, None, "selective", compiled=False)
     tensors = [leaf for leaf in tree_leaves([outputs for _, outputs in kept]) if isinstance(leaf, torch.Tensor)]
     assert storages([x, *tensors]) == memory.kept_activation_bytes(chosen.model, 4, precision)
     output.sum().backward()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from upscale import planning, schedule
+from upscale.cli import plan as plan_command
 from upscale.config import files as config_files
 from upscale.errors import USER_ERROR_EXIT_CODE, UserError
-from upscale.planning import verb
+from upscale.machine.gpus import DEVICES
 from upscale.planning.communication import LINK_EFFICIENCY, Cluster, traffic
-from upscale.planning.devices import DEVICES
 from upscale.planning.estimate import alternatives, estimate, steps_in_run
 
 H200 = DEVICES["h200"]
@@ -29,7 +29,7 @@ def plan(capsys):
 
     def run(*arguments: object, expect: int = 0) -> str:
         try:
-            code, message = verb.main([str(argument) for argument in arguments]), ""
+            code, message = plan_command.main([str(argument) for argument in arguments]), ""
         except UserError as error:
             code, message = USER_ERROR_EXIT_CODE, str(error)
         except SystemExit as request:

@@ -6,7 +6,7 @@ import statistics
 import struct
 
 from tests.reference.row_sources import RowSource, permutation
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 
 UNIT = 2.0**-14
 

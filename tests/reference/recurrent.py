@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 
 
 class Program(torch.nn.Module):

@@ -1,7 +1,7 @@
 """BrainPhoque in plain Python, from its definition: one instruction at a time, brackets as objects of their own."""
 
 from tests.reference.row_sources import RowSource, permutation
-from upscale.randomness import Purpose
+from upscale.randomness.streams import Purpose
 
 SYMBOLS = "+-><[].{"
 

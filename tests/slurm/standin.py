@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":  # before what takes time
-    from upscale.supervision import interrupt
+    from upscale.launch import signals
 
-    interrupt.remember_stop_requests()
+    signals.remember_stop_requests()
 
 from upscale.checkpoint import manifest
+from upscale.cli import status
 from upscale.config import Config
 from upscale.config import files as config_files
-from upscale.jobs import status
+from upscale.launch import signals
 from upscale.schedule import crossed
-from upscale.supervision import interrupt
 
 PEER_SECONDS = float(os.environ.get("STANDIN_PEER_SECONDS", "8"))
 STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.1"))
@@ -104,7 +104,7 @@ def steps(config: Config, directory: Path, ranks: Ranks) -> int:
         before, step = step * batch, step + 1
         if fail_at := os.environ.get("STANDIN_FAIL_AT"):
             assert step < int(fail_at) or ranks.rank != ranks.size - 1, "this rank was told to fail"
-        stopping, finished = ranks.any(bool(interrupt.requested)), step * batch >= config.schedule.instances
+        stopping, finished = ranks.any(bool(signals.requested)), step * batch >= config.schedule.instances
         milestone = crossed(before, step * batch, config.checkpoint.milestones)
         if ranks.rank == 0:
             log(directory, step, step * batch, ranks.size)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
-    from upscale import command, lanes, train
+    from upscale import train
+    from upscale.console import command
+    from upscale.data import lanes
 
     draw = lanes.Lanes.draw
     file = open(Path(os.environ["SOAK_ROWS"], f"{os.environ['MASTER_PORT']}-{os.getpid()}"), "a")  # noqa: SIM115

@@ -19,7 +19,7 @@ from pathlib import Path
 from tests import tiny
 from tests.test_train import ROOT, environment, metrics
 from upscale.checkpoint import manifest
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.errors import STOPPED_EXIT_CODE
 
 ENGINES = ["engine.name=fsdp", *(f"engine.zero_stage={stage}" for stage in (0, 1, 2, 3))]

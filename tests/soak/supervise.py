@@ -4,8 +4,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from upscale import command
-from upscale.supervision import supervisor
+from upscale.console import command
+from upscale.launch import supervisor
 
 if __name__ == "__main__":
     rank = Path(__file__).with_name("rank.py")

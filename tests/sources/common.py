@@ -2,7 +2,7 @@
 
 import torch
 
-from upscale.randomness import Stream
+from upscale.randomness.streams import Stream
 
 
 def given(lanes, rows, length, vocabulary=256, seed_tokens=0, seed=1):

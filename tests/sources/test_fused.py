@@ -13,7 +13,7 @@ import torch
 
 from tests.reference.recurrent import RecurrentSource as Reference
 from tests.sources.test_recurrent import KINDS, given
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def check_tokens(kind, lanes, rows, length=11, vocabulary=256, seed_tokens=3, se
 
 def check_words():
     """Runs where Triton interprets: the words of streams, 64-bit seeds and 32-bit lanes included."""
-    from upscale import philox
+    from upscale.randomness import philox
 
     for seed, count in ((5, 3), (2**63 + 12345, 4100)):
         stream = Stream(seed, [5, 2**32 - 1, 0], [7, 0, 2**31 + 3])

@@ -8,7 +8,7 @@ import torch
 
 from tests.reference.recurrent import Program
 from tests.reference.recurrent import RecurrentSource as Reference
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources import GRUSource, LSTMSource, UniformSource, build, native
 from upscale.sources.recurrent import _Step
 

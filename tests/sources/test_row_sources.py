@@ -5,7 +5,7 @@ import torch
 
 from tests.reference import row_sources as reference
 from tests.sources.common import assert_rows_are_those_of, assert_rows_do_not_depend_on_the_call, given
-from upscale.randomness import Stream
+from upscale.randomness.streams import Stream
 from upscale.sources import AutomatonSource, DyckSource, NCASource, PointwiseSource, TransformerSource, UTMSource
 
 CASES = [

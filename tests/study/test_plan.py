@@ -9,14 +9,14 @@ import pytest
 from tests.study import tiny
 from upscale.errors import UserError
 from upscale.evaluation.texts import load_text
-from upscale.study import plan, tree
+from upscale.study import plan, schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
 
 
 def planned(folder: Path, overrides: list[str] = (), **changes: object) -> plan.Plan:
     path = tiny.write(folder, **changes)
-    return plan.make(path, tree.load(path), list(overrides), runs=folder / "runs")
+    return plan.make(path, schema.load(path), list(overrides), runs=folder / "runs")
 
 
 def problems(folder: Path, overrides: list[str] = (), **changes: object) -> str:
@@ -169,6 +169,6 @@ def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
         plan.index, "read", lambda folder: (_ for _ in ()).throw(UserError(f"{folder} is not prepared"))
     )
     with pytest.raises(UserError) as raised:
-        plan.make(path, tree.load(path))
+        plan.make(path, schema.load(path))
     lines = str(raised.value).splitlines()[1:]
     assert lines and all("corpora/" in line and "is not prepared" in line for line in lines), raised.value

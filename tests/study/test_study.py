@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.launch.test_supervisor import left_over
 from tests.study import tiny
-from tests.supervision.test_supervisor import left_over
 from tests.test_train import environment, finish, logged, wait_for
-from upscale import run_directory
-from upscale.distributed import World
+from upscale.checkpoint import run_directory
+from upscale.cli import study as study_command
+from upscale.distributed.world import World
 from upscale.errors import UserError
 from upscale.evaluation.standalone import load_model
 from upscale.files import read_json_lines
 from upscale.model import parametrization
 from upscale.report.comparison import instances_to_reach
-from upscale.study import verb
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def test_the_same_command_goes_on_and_compares(finished):
     assert "fresh embeddings, head, attention" in page and "Speed-up:" in output
     page = folder / "runs/tiny.md"
     page.write_text(page.read_text() + "\n## Reading\n\nMine.\n")
-    assert verb.main([f"{folder}/study.yaml", "--runs", f"{folder}/runs", "--report"]) == 0
+    assert study_command.main([f"{folder}/study.yaml", "--runs", f"{folder}/runs", "--report"]) == 0
     assert page.read_text().endswith("\n## Reading\n\nMine.\n") and page.read_text().count("Speed-up:") == 1
     assert (folder / "runs/tiny.png").read_bytes().startswith(b"\x89PNG")
 
@@ -157,7 +157,7 @@ def test_a_failure_leaves_out_what_needs_it_and_nothing_else(finished, tmp_path,
     (blocked / "checkpoints").write_text("a file where the folder of checkpoints should be")
     arguments = [str(path), "--runs", str(tmp_path / "runs"), "--ranks", "1"]
     shutil.copytree(finished[0] / "corpora", tmp_path / "corpora", dirs_exist_ok=True)
-    assert verb.main(arguments) == 1
+    assert study_command.main(arguments) == 1
     output = capsys.readouterr().out
     assert f"first.text-0: FAILED with exit code 2; the end of {blocked}/console.txt:" in output, output
     assert "cannot be used" in output and "first.text.more-0: left out, since first.text-0 has not finished" in output
@@ -170,7 +170,7 @@ def test_a_member_that_began_with_other_settings_is_refused(finished):
     with pytest.raises(
         UserError, match=r"text-0 has begun with optimizer.learning_rate = 0.03, now 0.02: set that back"
     ):
-        verb.main([f"{finished[0]}/study.yaml", "--runs", f"{finished[0]}/runs", "optimizer.learning_rate=0.02"])
+        study_command.main([f"{finished[0]}/study.yaml", "--runs", f"{finished[0]}/runs", "optimizer.learning_rate=0.02"])
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_a_member_that_began_with_other_settings_is_refused(finished):
 )
 def test_mistakes_on_the_command_line(tmp_path, arguments, message):
     with pytest.raises(UserError) as raised:
-        verb.main([str(tiny.write(tmp_path)), *arguments])
+        study_command.main([str(tiny.write(tmp_path)), *arguments])
     assert message in str(raised.value)
 
 
 def test_a_report_of_nothing_says_so(tmp_path, capsys):
-    assert verb.main([str(tiny.write(tmp_path)), "--report", "--runs", str(tmp_path / "runs")]) == 0
+    assert study_command.main([str(tiny.write(tmp_path)), "--report", "--runs", str(tmp_path / "runs")]) == 0
     assert "nothing to compare yet" in capsys.readouterr().out

@@ -1,9 +1,9 @@
 """`python -m upscale.bench`: how ranks are started, by the verb itself, by torchrun or by deepspeed."""
 
-from upscale import command
-from upscale.bench.verb import main
-from upscale.supervision import interrupt
+from upscale.cli.bench import main
+from upscale.console import command
+from upscale.launch import signals
 
 if __name__ == "__main__":
-    interrupt.leave_quietly()
+    signals.leave_quietly()
     command.run(main)

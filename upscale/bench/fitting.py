@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from upscale import engines, passes, planning, schedule
+from upscale import engines, planning, schedule
 from upscale.config import AUTO, Config
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.errors import RunError, UserError
 from upscale.planning import memory
+from upscale.training import train_step
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 TRUSTED_SHARE = 0.95
@@ -26,7 +27,7 @@ def micro_batch(config: Config, world: World, local_ranks: int) -> tuple[int, st
 
     `local_ranks` are those that share this machine's memory where there is no GPU.
     """
-    most = passes.most_rows(config, world.size)
+    most = train_step.most_rows(config, world.size)
     if config.engine.micro_batch != AUTO:
         return min(config.engine.micro_batch, most), "given"
     if world.device.type == "cpu":
@@ -81,7 +82,7 @@ class Trial:
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
         self.engine: engines.Engine | None = None
-        self.planned = planning.micro_batch(config, world.device, passes.most_rows(config, world.size), world.size)
+        self.planned = planning.micro_batch(config, world.device, train_step.most_rows(config, world.size), world.size)
         self.peaks: dict[int, int] = {}
 
     def fits(self, rows: int) -> bool:
@@ -114,13 +115,13 @@ class Trial:
         torch._dynamo.reset()
         torch.cuda.reset_peak_memory_stats(world.device)
         if self.engine is None:
-            _, self.engine = passes.build(config, world)
+            _, self.engine = train_step.build(config, world)
         lanes, most = config.data.lanes, schedule.full_batch_size(config.schedule, config.data.lanes)
-        per_lane = math.ceil(2 * rows / passes.most_rows(config, world.size, lanes))
+        per_lane = math.ceil(2 * rows / train_step.most_rows(config, world.size, lanes))
         batch = min(per_lane * lanes, most)
-        shape = passes.most_rows(config, world.size, batch), config.model.context + 1
+        shape = train_step.most_rows(config, world.size, batch), config.model.context + 1
         tokens = torch.randint(0, min(256, config.model.vocabulary), shape, device=world.device)
-        run = passes.Passes(config, world, self.engine, 0, rows)
+        run = train_step.Passes(config, world, self.engine, 0, rows)
         for step in range(2):
             run.backpropagate(tokens, batch, config.model.depth, step)
             self.engine.step(1.0, 2**31)

@@ -15,12 +15,12 @@ import math
 import torch
 from torch import nn
 
-from upscale import passes
 from upscale.config import Config
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.engines import StepReport
 from upscale.model import parametrization
 from upscale.model.transformer import Attention, ProgressiveBlock, Transformer
+from upscale.training import train_step
 
 
 class PlainPyTorch:
@@ -70,7 +70,7 @@ class UnfusedAttention(nn.Module):
 
 def without_engine(config: Config, world: World) -> PlainPyTorch:
     model = parametrization.build(config)
-    if passes.compiled(config, world.device):
+    if train_step.compiled(config, world.device):
         model.compile_blocks()
     model.to(world.device)
     parameters = dict(model.named_parameters())

@@ -6,7 +6,7 @@ import torch
 
 from upscale.bench.machine import machine, seconds, summary
 from upscale.config import files as config_files
-from upscale.randomness import Stream
+from upscale.randomness.streams import Stream
 from upscale.sources import build
 
 LANES, ROWS = 8, 16

@@ -1,7 +1,7 @@
 """Training steps of a config, measured through its own engine, lanes and model.
 
 A step is measured as the schedule ends: the full batch, every block awake. It is the step of `upscale train` (rows
-drawn, passed through the model by `upscale.passes`, applied by the engine) without logging, evaluating and saving.
+drawn, passed through the model by `upscale.training.train_step`, applied by the engine) without logging, evaluating and saving.
 Parts are timed where they happen, on a GPU by events in its stream, so timing adds no wait but one at the step's end.
 """
 
@@ -13,12 +13,14 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import ahead, data, engines, lanes, passes, planning, schedule
+from upscale import engines, planning, schedule
 from upscale.bench import communication, fitting, plain
 from upscale.bench.machine import summary
 from upscale.config import Config
-from upscale.distributed import World
-from upscale.timing import Stopwatch, peak_memory_gib
+from upscale.data import lanes, prefetch, training_rows
+from upscale.distributed.world import World
+from upscale.machine.timing import Stopwatch, peak_memory_gib
+from upscale.training import train_step
 
 ALL_AWAKE = 2**31
 PARTS = ("generate", "forward", "backward", "optimizer")
@@ -50,7 +52,7 @@ class Contender:
     def __init__(self, config: Config, world: World, engine: engines.Engine | plain.PlainPyTorch, micro_batch: int):
         self.config, self.world, self.timed, self.number = config, world, Timed(engine, world.device), 0
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-        self.passes = passes.Passes(config, world, self.timed, owned[0], micro_batch)
+        self.passes = train_step.Passes(config, world, self.timed, owned[0], micro_batch)
         self.batch = schedule.full_batch_size(config.schedule, config.data.lanes)
 
     def step(self, rows: torch.Tensor) -> None:
@@ -75,7 +77,7 @@ def wait_for(device: torch.device) -> None:
 def measure(
     config: Config,
     world: World,
-    rows: Callable[..., data.Rows],
+    rows: Callable[..., training_rows.Rows],
     local_ranks: int,
     steps: int,
     warm_up: int,
@@ -90,8 +92,8 @@ def measure(
     micro_batch, found_by = fitting.micro_batch(config, world, local_ranks)
     say(f"micro-batches of {micro_batch} rows ({found_by}); building the model")
     owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-    source = ahead.drawn(config.data, rows, owned, world.device)
-    _, engine = passes.build(config, world)
+    source = prefetch.drawn(config.data, rows, owned, world.device)
+    _, engine = train_step.build(config, world)
     engine_step = Contender(config, world, engine, micro_batch)
     beside: dict[str, Contender] = {}
     if baseline:
@@ -144,9 +146,9 @@ def description(config: Config, world: World, micro_batch: int, found_by: str) -
         "launcher": world.launcher,
         "parameters": planning.parameters(config.model),
         "active_blocks": config.model.depth,
-        "compiled": passes.compiled(config, world.device),
+        "compiled": train_step.compiled(config, world.device),
         "global_batch": schedule.full_batch_size(config.schedule, config.data.lanes),
-        "rows_per_rank": passes.most_rows(config, world.size),
+        "rows_per_rank": train_step.most_rows(config, world.size),
         "micro_batch": micro_batch,
         "micro_batch_found_by": found_by,
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from upscale.files import write_atomically
 
 if TYPE_CHECKING:  # commands that only look at files start without torch
-    from upscale.distributed import World
+    from upscale.distributed.world import World
 
 FORMAT = "upscale-checkpoint-1"
 MANIFEST = "manifest.json"

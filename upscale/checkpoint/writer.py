@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from upscale.checkpoint import manifest
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.engines import Fragment
 
 

@@ -1,6 +1,6 @@
 """The config: its sections and keys (tree.py and what it is made of), and the files it is read from (files.py)."""
 
-from upscale.config.tree import (
+from upscale.config.schema import (
     AUTO,
     Config,
     DataConfig,

@@ -14,7 +14,7 @@ from typing import Any
 import pydantic
 import yaml
 
-from upscale.config.tree import Config, Section, problems_between_sections
+from upscale.config.schema import Config, Section, problems_between_sections
 from upscale.errors import UserError
 from upscale.files import write_atomically
 

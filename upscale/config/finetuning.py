@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from upscale.config.base import Positive, Section
+from upscale.settings import Positive, Section
 
 Part = Literal["embeddings", "head", "attention", "ff", "norms", "gates"]
 """Parts of the model by what they do: every parameter is in exactly one (model/parametrization.py)."""

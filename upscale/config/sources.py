@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from upscale.config.base import AUTO, Auto, Count, CountOrZero, NotNegative, Section, Share, integral
+from upscale.settings import AUTO, Auto, Count, CountOrZero, NotNegative, Section, Share, integral
 
 if TYPE_CHECKING:
     from upscale.config import ModelConfig

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from upscale.corpora.progress import Progress
+from upscale.console.progress import Progress
 from upscale.errors import UserError
 from upscale.files import write_atomically
 

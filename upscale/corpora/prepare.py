@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from upscale import command
+from upscale.console import command
+from upscale.console.progress import Progress
 from upscale.corpora import download, index, inputs, parallel, spooling
 from upscale.corpora.catalogue import CORPORA, Known
-from upscale.corpora.progress import Progress
 from upscale.corpora.unpacking import cannot_read
 from upscale.corpora.writing import Spool, write_corpus
 from upscale.errors import UserError

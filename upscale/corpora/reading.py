@@ -17,7 +17,7 @@ import torch
 
 from upscale.corpora import index
 from upscale.errors import UserError
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 
 
 class Split:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from upscale.config import Config
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.model.transformer import Transformer
 
 STATES = ("weight", "exp_avg", "exp_avg_sq")

@@ -15,13 +15,12 @@ from collections.abc import Iterator
 import torch
 
 from upscale.config import Config
-from upscale.distributed import World
-from upscale.engines import Fragment, StepReport
-from upscale.engines.optimizer import ScheduledAdamW, freeze
+from upscale.distributed.world import World
+from upscale.engines import Fragment, StepReport, buckets
 from upscale.errors import UserError
 from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
-from upscale.planning import buckets
+from upscale.optim.adamw import ScheduledAdamW, freeze
 
 TESTED_VERSION = "0.19.8"
 

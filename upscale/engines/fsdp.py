@@ -23,12 +23,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from upscale.config import AUTO, Config
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.engines import Fragment, StepReport
-from upscale.engines.optimizer import ScheduledAdamW, freeze
 from upscale.errors import UserError
 from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
+from upscale.optim.adamw import ScheduledAdamW, freeze
 
 
 class FSDPEngine:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from upscale.distributed import World
+from upscale.distributed.world import World
 
 TOKENS = 256
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from upscale import planning, run_directory, schedule
-from upscale.checkpoint import manifest
+from upscale import planning, schedule
+from upscale.checkpoint import manifest, run_directory
 from upscale.checkpoint.reader import Reader, whole_parameters
 from upscale.config import Config
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.errors import UserError
 from upscale.evaluation import suite
 from upscale.evaluation.compression import Progress

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from upscale.distributed import World
+from upscale.distributed.world import World
 from upscale.evaluation.compression import Measurement, Predict, Progress, measure, target_positions
 from upscale.evaluation.dataset import Dataset, EvaluationError
 from upscale.evaluation.markov import MarkovBaseline, in_context

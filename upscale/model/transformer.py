@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.config import ModelConfig
-from upscale.model import recomputation
+from upscale.model import activation_checkpointing
 from upscale.model.dropout import Dropout, block_keys
 
 
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
             x = self.token_embedding(tokens.long()) + self.position_embedding(positions)
             for index, block in enumerate(self.blocks[:active_blocks]):
                 keys = None if row_keys is None else block_keys(row_keys, index)
-                x = recomputation.run(block, x, keys, self.config.checkpointing, self.compiled)
+                x = activation_checkpointing.run(block, x, keys, self.config.checkpointing, self.compiled)
             return self.head(x[:, -1:] if last_only else x).float() * self.output_multiplier
 
     def insides(self, active_blocks: int | None = None) -> list[Block]:

@@ -4,8 +4,8 @@
 it sends, `estimate` puts them together as seconds, and `verb` is `upscale plan`.
 """
 
-from upscale.planning.arithmetic import flops_per_token, parameters, run_flops
-from upscale.planning.devices import peak_flops
+from upscale.machine.gpus import peak_flops
+from upscale.model.costs import flops_per_token, parameters, run_flops
 from upscale.planning.memory import micro_batch
 
 __all__ = ["flops_per_token", "micro_batch", "parameters", "peak_flops", "run_flops"]

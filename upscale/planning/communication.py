@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upscale.config import Config
-from upscale.planning.arithmetic import parameters
-from upscale.planning.buckets import overlaps
-from upscale.planning.devices import Device
+from upscale.engines.buckets import overlaps
+from upscale.machine.gpus import Device
+from upscale.model.costs import parameters
 from upscale.planning.memory import shard_ranks
 
 LINK_EFFICIENCY = 0.8

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from upscale import schedule
 from upscale.config import AUTO, Config
+from upscale.model.costs import flops_per_token, parameters, run_flops
 from upscale.planning import memory
-from upscale.planning.arithmetic import flops_per_token, parameters, run_flops
 from upscale.planning.communication import Cluster, Traffic, traffic
 
 CHECKPOINT_BYTES = 12

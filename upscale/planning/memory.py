@@ -13,9 +13,9 @@ import math
 import torch
 
 from upscale.config import AUTO, Config, ModelConfig
+from upscale.engines import buckets
 from upscale.model import parametrization
-from upscale.planning import buckets
-from upscale.planning.arithmetic import parameters
+from upscale.model.costs import parameters
 
 USABLE_MEMORY = 0.9
 """Share of a device's memory to plan with: the rest is the CUDA context, the allocator's gaps and NCCL's buffers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upscale import schedule
-from upscale.planning.arithmetic import flops_per_token, parameters, run_flops
+from upscale.model.costs import flops_per_token, parameters, run_flops
 from upscale.planning.estimate import Estimate
 from upscale.planning.memory import USABLE_MEMORY, activation_bytes
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from upscale.randomness import Stream
+from upscale.randomness.streams import Stream
 from upscale.sources.automaton import AutomatonSource
 from upscale.sources.dyck import DyckSource
 from upscale.sources.nca import NCASource

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import check_vocabulary, renamed, token_dtype
 
 SUCCESS = 0.9

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import check_vocabulary, token_dtype
 
 # Sizes are filled up to a multiple of this, what PyTorch's elementwise CPU kernels take at a time (two registers

@@ -8,7 +8,7 @@ row's end cuts the last one. Opening brackets are tokens 0 to brackets - 1, the 
 
 import torch
 
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import check_vocabulary, renamed, token_dtype
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from upscale import compiled
+from upscale.machine import compiler
 from upscale.sources.program import Program
 
 TILE = 6
 """Rows that the C code takes at a time, or a multiple: threads get whole tiles."""
 SOURCE = Path(__file__).with_name("recurrent.c")
-FLAGS = {torch.float32: compiled.VECTOR_FLAGS, torch.float64: (*compiled.VECTOR_FLAGS, "-DDOUBLE")}
+FLAGS = {torch.float32: compiler.VECTOR_FLAGS, torch.float64: (*compiler.VECTOR_FLAGS, "-DDOUBLE")}
 
 
 class _Program(ctypes.Structure):
@@ -34,12 +34,12 @@ class _Program(ctypes.Structure):
 @cache
 def available() -> bool:
     """Whether there is a C compiler, or what one made before."""
-    return all(compiled.available(SOURCE, flags) for flags in FLAGS.values())
+    return all(compiler.available(SOURCE, flags) for flags in FLAGS.values())
 
 
 @cache
 def library(dtype: torch.dtype) -> ctypes.CDLL:
-    return compiled.library(SOURCE, "data.sources: a recurrent source", FLAGS[dtype])
+    return compiler.library(SOURCE, "data.sources: a recurrent source", FLAGS[dtype])
 
 
 def write(

@@ -32,7 +32,7 @@ import numpy
 import torch
 
 from upscale.errors import UserError
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import check_vocabulary, drawn, renamed, token_dtype
 
 PERCEPTION, HIDDEN = 4, 16

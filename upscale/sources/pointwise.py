@@ -8,7 +8,7 @@ sum at those entries and nothing elsewhere; k = 0 leaves one random entry, as k 
 
 import torch
 
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import check_vocabulary, drawn, permutations, token_dtype
 
 VARIANTS = ("paper", "code")

@@ -17,8 +17,8 @@ near-greedy sampling amplifies that to other text; checkpoints say which it was,
 
 import torch
 
-from upscale.compiled import triton_found
-from upscale.randomness import Purpose, Stream
+from upscale.machine.compiler import triton_found
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources import native
 from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled, filled_up
 from upscale.sources.program import Program

@@ -2,7 +2,7 @@
 
 import torch
 
-from upscale.randomness import Stream
+from upscale.randomness.streams import Stream
 
 LARGEST_VOCABULARY = 1 << 15
 """Rows are int16 where a byte is too small."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from upscale.randomness import Purpose, Stream
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import check_vocabulary, token_dtype
 
 

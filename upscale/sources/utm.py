@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy
 import torch
 
-from upscale import compiled
-from upscale.randomness import Purpose, Stream
+from upscale.machine import compiler
+from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import check_vocabulary, renamed, token_dtype
 
 SYMBOLS = "+-><[].{"
@@ -90,7 +90,7 @@ class UTMSource:
         self.vocabulary, self.alphabet, self.memory, self.steps = vocabulary, alphabet, memory, steps
         self.program_length, self.padding, self.permute = program_length, padding, permute
         self._transitions = transitions() if sampler == "markov" else None
-        self._library = compiled.library(Path(__file__).with_name("utm.c"), "data.sources: the utm source")
+        self._library = compiler.library(Path(__file__).with_name("utm.c"), "data.sources: the utm source")
 
     def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """(L, rows, length) of the shape of `conditions`. Runs on the CPU: waits for a GPU to hand over the keys."""

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import yaml
 
-from upscale import data, initialization, run_directory, schedule, sources
-from upscale.checkpoint import manifest
+from upscale import schedule, sources
+from upscale.checkpoint import manifest, run_directory, warm_start
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.corpora import index
+from upscale.data import training_rows
 from upscale.errors import UserError
 from upscale.evaluation import suite
 from upscale.evaluation.texts import TEXTS, load_text
-from upscale.study.tree import Metric, Step, Study, failure
+from upscale.study.schema import Metric, Step, Study, failure
 
 # The study decides these, so that members fit together.
 OWN_KEYS = ("run.name", "run.dir", "run.seed", "run.resume", "init.from", "init.step", "init.reinitialize")
@@ -185,8 +186,8 @@ def _problems_of_members(plan: Plan) -> Iterator[str]:
     for member in plan.members():
         if member.before:
             source, instances = member.before.config, member.before.instances
-            found = [text.strip() for text in initialization.mismatches(source, member.config)]
-            found += filter(None, [initialization.sleepers(source, instances, member.config)])
+            found = [text.strip() for text in warm_start.mismatches(source, member.config)]
+            found += filter(None, [warm_start.sleepers(source, instances, member.config)])
             for problem in found:
                 yield f"stage {member.stage} after {member.before.stage}: {problem}"
         yield from _changes(member)
@@ -203,7 +204,7 @@ def _problems_of_files(config: Config, metrics: list[Metric]) -> Iterator[str]:
     if missing:
         return
     try:
-        data.opened(config)
+        training_rows.opened(config)
         if config.data.kind == "synthetic":
             for source in config.data.sources:  # a source that cannot write, such as an NCA with an impossible band
                 sources.build(source, config.model.vocabulary)
@@ -236,7 +237,7 @@ def _problems_of_held_out_texts(plan: Plan, configs: dict[str, Config]) -> Itera
         text = load_text(metric.task, configs[metric.stage].evaluation.data_dir)
         earlier = [m.stage for arm in plan.arms_with(metric.stage) for m in plan.chain_before(arm, metric.stage)]
         for stage in dict.fromkeys([metric.stage, *earlier]):
-            for warning in data.overlaps(configs[stage], [text]):
+            for warning in training_rows.overlaps(configs[stage], [text]):
                 yield f"stage {stage}: {warning.removeprefix('WARNING: ')}"
 
 

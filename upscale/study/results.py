@@ -15,7 +15,7 @@ from typing import Any
 from upscale.report.comparison import instances_to_reach, margin
 from upscale.report.runs import Run, read_runs, value
 from upscale.study.plan import Plan
-from upscale.study.tree import Metric
+from upscale.study.schema import Metric
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""When a run saves and what: the counters, the engine's fragments and the lanes, to and from checkpoints."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from upscale import schedule
+from upscale.checkpoint import manifest, run_directory
+from upscale.checkpoint.reader import Reader
+from upscale.checkpoint.warm_start import Initialization
+from upscale.checkpoint.writer import Writer, snapshot
+from upscale.config import Config
+from upscale.config import files as config_files
+from upscale.data.training_rows import Rows
+from upscale.distributed.world import World
+from upscale.engines import STATES, Engine
+from upscale.errors import UserError
+
+
+@dataclass
+class Counters:
+    """All that a run remembers beside weights, moments and buffers."""
+
+    step: int = 0
+    instances: int = 0
+    skipped_steps: int = 0
+    """Steps whose update is not in the weights: not finite, or spikes, or rolled back."""
+    recent_losses: list[float] = field(default_factory=list)
+    """What the next loss is compared with: see `upscale.training.spikes`."""
+    spikes: list[dict] = field(default_factory=list)
+    """One entry for each, oldest first: see `upscale.training.spikes.Spike`."""
+    wandb_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+
+class Saver:
+    """Saves and restores one run."""
+
+    def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Rows):
+        self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
+        self.folder = directory / run_directory.CHECKPOINTS
+        self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
+        self._blocking_seconds = 0.0
+
+    def due(self, before: int, counters: Counters) -> bool:
+        """Whether a regular save falls on the step that led from `before` to `counters.instances` instances."""
+        settings = self.config.checkpoint
+        if schedule.crossed(before, counters.instances, settings.milestones):
+            return True
+        if settings.every_steps:
+            return counters.step % settings.every_steps == 0
+        return schedule.crossed(before, counters.instances, settings.every)
+
+    def save(self, before: int, counters: Counters) -> str | None:
+        """Copy the state and have it written; returns why the save before this one failed, if it did."""
+        begin = time.perf_counter()
+        failure = self.wait()
+        state = self.lanes.state()
+        content = {
+            "counters": asdict(counters),
+            "steps_taken": {str(group): steps for group, steps in self.engine.steps_taken().items()},
+            "rounds": dict(pair for part in self.world.gather_objects(self._rounds(state)) for pair in part.items()),
+            "methods": sorted(set(self.world.gather_objects(self.lanes.method))),
+            "milestone": schedule.crossed(before, counters.instances, self.config.checkpoint.milestones),
+            "world_size": self.world.size,
+            "config": config_files.as_tree(self.config),
+        }
+        buffers = dict(zip(self.lanes.lanes, state["buffers"], strict=True))
+        self.writer.save(snapshot(counters.step, self.engine.fragments(), buffers, content))
+        self._blocking_seconds += time.perf_counter() - begin
+        return failure
+
+    def _rounds(self, state: dict[str, torch.Tensor]) -> dict[str, int]:
+        return {str(lane): int(rounds) for lane, rounds in zip(self.lanes.lanes, state["rounds"], strict=True)}
+
+    def wait(self) -> str | None:
+        """Wait for the last save to end; returns why it failed, if it did."""
+        self.writer.wait()
+        failure, self.writer.failure = self.writer.failure, None
+        return failure
+
+    def take_blocking_seconds(self) -> float:
+        """Seconds training waited for saves since the last call."""
+        seconds, self._blocking_seconds = self._blocking_seconds, 0.0
+        return seconds
+
+    def resume(self, initialization: Initialization | None = None) -> tuple[Counters, list[str]]:
+        """Restore the newest valid checkpoint, or take the weights that init.from names, or start from nothing.
+
+        Returns the counters and what the user should be told. Raises UserError when there are checkpoints but none can
+        be used: starting again from nothing would overwrite them.
+        """
+        notes: list[str] = []
+        found = manifest.newest_valid(self.folder, self.world, notes.append)
+        if found:
+            reader = self._load_engine(*found)
+            content = reader.content
+            self.lanes.load_state(
+                {
+                    "buffers": torch.stack([reader.lane(lane) for lane in self.lanes.lanes]),
+                    "rounds": torch.tensor([content["rounds"][str(lane)] for lane in self.lanes.lanes]),
+                }
+            )
+            counters = Counters(**content["counters"])
+            world = content["world_size"]
+            note = f"resumed from {found[0]}: step {counters.step:,}, {counters.instances:,} instances"
+            if (methods := content.get("methods", [self.lanes.method])) != [self.lanes.method]:
+                notes.append(
+                    f"rows were computed by {', '.join(methods)} and are now by {self.lanes.method}, which rounds "
+                    "otherwise: other rows, as random as those of an uninterrupted run"
+                )
+            changed = "" if world == self.world.size else f" (written by {world} ranks, now {self.world.size})"
+            return counters, [*(f"WARNING: {text}" for text in notes), note + changed]
+        if notes:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be used:\n" + "\n".join(f"  {note}" for note in notes) + "\n"
+                "Restore one, or start a new run with another run.name or run.dir."
+            )
+        if initialization:
+            notes += initialization.load(self.config, self.engine, self.world)
+        return Counters(), notes
+
+    def roll_back(self) -> tuple[Counters | None, list[str]]:
+        """Weights, moments and their counters as the newest valid checkpoint has them; lanes stay as they are.
+
+        Returns the counters of that checkpoint, None if there is none, and what the user should be told.
+        """
+        failure = self.wait()
+        notes = [f"an earlier checkpoint could not be written: {failure}"] if failure else []
+        found = manifest.newest_valid(self.folder, self.world, notes.append)
+        if not found:
+            return None, notes
+        return Counters(**self._load_engine(*found).content["counters"]), notes
+
+    def _load_engine(self, path: Path, content: dict) -> Reader:
+        reader = Reader(path, content)
+        reader.load(self.engine.fragments(), STATES)
+        self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
+        return reader

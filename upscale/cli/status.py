@@ -1,0 +1,116 @@
+"""`upscale status --run DIR`: where a run stands, from its files alone, on a machine without Slurm or a GPU too."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import datetime
+from pathlib import Path
+
+from upscale.checkpoint import manifest, run_directory
+from upscale.config import Config
+from upscale.files import read_json_lines
+from upscale.launch.slurm import followups
+from upscale.training.logger import duration
+
+EVENTS = "slurm/events.jsonl"
+# What a job's last event says about the job.
+MEANING = {
+    "start": "running, as far as its files tell",
+    "lost": "starting again on the nodes that answer",
+    "requeued": "waiting for its next allocation",
+    "stopped": "stopped by Slurm after saving",
+    "finished": "finished",
+    "failed": "FAILED",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="upscale status", description="Where a run stands: step, time left, restarts, checkpoints, jobs."
+    )
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that training writes")
+    run = parser.parse_args(arguments).run
+    config = run_directory.read_config(run)
+    facts = {**progress(run, config), **cluster(run), "checkpoints": checkpoints(run), "follow-up jobs": jobs(run)}
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        first, *rest = [value] if isinstance(value, str) else value or ["none"]
+        print(f"{name.ljust(width)}  {first}", *(f"{' ' * width}  {line}" for line in rest), sep="\n")
+    return 0
+
+
+def progress(run: Path, config: Config) -> dict[str, str]:
+    """Last logged step, loss, speed, and the time left at that speed."""
+    path = run / "metrics.jsonl"
+    logged = list(read_json_lines(path)) if path.exists() else []
+    if not logged:
+        return {"step": "none logged yet"}
+    last, total = logged[-1], config.schedule.instances
+    rate = last["global_batch"] / last["step_seconds"] if last["step_seconds"] else 0.0
+    done = last["instances"] >= total or (config.run.steps is not None and last["step"] >= config.run.steps)
+    left = max(0, total - last["instances"])
+    if config.run.steps is not None:
+        left = min(left, max(0, config.run.steps - last["step"]) * last["global_batch"])
+    bits = last["loss_bits_per_byte"]
+    age = time.time() - path.stat().st_mtime
+    return {
+        "step": f"{last['step']:,}; {last['instances']:,} of {total:,} instances, {last['instances'] / total:.1%}",
+        "loss": "not finite" if bits is None else f"{bits:.4f} bits per byte",
+        "time left": "none: finished"
+        if done
+        else f"{duration(left / rate)} at {rate:,.1f} rows/s"
+        if rate
+        else "unknown",
+        "last logged": f"{duration(age)} ago",
+        "world": f"{last['world_size']} ranks" + _earlier([record["world_size"] for record in logged]),
+    }
+
+
+def _earlier(sizes: list[int]) -> str:
+    changes = [size for index, size in enumerate(sizes) if index == 0 or sizes[index - 1] != size]
+    return f" (before: {', '.join(map(str, changes[:-1]))})" if len(changes) > 1 else ""
+
+
+def cluster(run: Path) -> dict[str, str]:
+    """The Slurm job and what happened to it; nothing for a run that was started by hand."""
+    path = run / EVENTS
+    events = [event for event in read_json_lines(path) if event["verb"] == "train"] if path.exists() else []
+    if not events:
+        return {}
+    last, starts = events[-1], [event for event in events if event["event"] == "start"]
+    lost = [event["nodes"] for event in events if event["event"] == "lost"]
+    allocations = len({(event["job"], event["restart"]) for event in starts})
+    found = {
+        "job": f"{last['job']}: {MEANING[last['event']]}" + (f": {last['reason']}" if "reason" in last else ""),
+        "since": str(datetime.fromisoformat(last["time"])),
+        "restarts": f"{max(0, len(starts) - 1)} ({allocations} allocations)",
+    }
+    if starts:
+        found["nodes"] = f"{starts[-1]['nodes']}, {starts[-1]['ranks']} ranks"
+    if lost:
+        found["lost nodes"] = ", ".join(lost)
+    return found
+
+
+def checkpoints(run: Path) -> list[str]:
+    """One line each, complete or not; `upscale checkpoint verify` checks their bytes too."""
+    lines = []
+    for step in manifest.steps(run / run_directory.CHECKPOINTS):
+        path = manifest.step_folder(run / run_directory.CHECKPOINTS, step)
+        try:
+            content = manifest.read(path)
+        except manifest.InvalidCheckpoint as error:
+            lines.append(f"step {step:,}: INVALID, {error}")
+            continue
+        kept = ", milestone" if content["milestone"] else ""
+        lines.append(f"step {step:,}: {content['counters']['instances']:,} instances{kept}")
+    return lines
+
+
+def jobs(run: Path) -> list[str]:
+    """What slurm/study.sh and the milestones have submitted."""
+    return [
+        f"{record['job']} {record['kind']}" + (f" of step {record['step']:,}" if "step" in record else "")
+        for record in followups.records(run)
+    ]

@@ -1,0 +1,96 @@
+"""`upscale study FILE`: run a study's members here or on Slurm, and compare its arms."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from upscale.console import command
+from upscale.errors import UserError
+from upscale.study import plan as planning
+from upscale.study import reporting, results, run_slurm, schema
+from upscale.study.plan import Member, Plan
+from upscale.study.run_local import Runner
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = command.parser(
+        "study", "Run a study: chains of trainings at an equal budget. The same command again continues it."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="study file, such as configs/studies/nca.yaml")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="train for these arms only")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print what would run")
+    parser.add_argument("--report", action="store_true", help="train nothing: compare what has finished")
+    parser.add_argument("--slurm", action="store_true", help="submit the trainings as a chain of Slurm jobs")
+    parser.add_argument("--ranks", type=int, metavar="N", help="here: ranks; default: one per GPU, or 2 without GPUs")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of the runs; default: the file's")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="folder of the results; default: the file's")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values for all stages")
+    given = sys.argv[2:] if arguments is None else arguments
+    options = parser.parse_intermixed_args(given)
+    only = None if options.only is None else [word for word in options.only if "=" not in word]
+    overrides = options.overrides + [word for word in options.only or [] if "=" in word]
+    if options.ranks is not None and options.ranks < 1:
+        raise UserError(f"--ranks {options.ranks}: must be at least 1")
+    if options.slurm and (options.ranks or options.report):
+        raise UserError(
+            "--slurm runs one rank per GPU of each job and submits the report itself: leave --ranks and --report out"
+        )
+    study = schema.load(options.file)
+    if only == []:
+        raise UserError(f"--only names no arm; allowed: {', '.join(study.arms)}")
+    for arm in only or []:
+        if arm not in study.arms:
+            raise UserError(f"--only: no arm {arm}; {schema.nearest(arm, study.arms)}")
+    plan = planning.make(options.file, study, overrides, options.runs, options.to)
+    members = plan.members(only)
+    if options.ranks and (most := min(member.config.data.lanes for member in members)) < options.ranks:
+        raise UserError(f"--ranks {options.ranks}: a stage has data.lanes = {most}, and a lane never spans ranks")
+    if options.slurm:
+        return run_slurm.submit(plan, members, _again(given), options.dry_run)
+    if options.dry_run:
+        print(outline(plan, members))
+        return 0
+    code = 0 if options.report else Runner(members, options.ranks).run()
+    if code in (0, 1):
+        report(plan, ["upscale", "study", *given])
+    return code
+
+
+def report(plan: Plan, words: Sequence[str]) -> None:
+    """Write and print what is known of the baseline and at least one other arm; say so where that is nothing."""
+    try:
+        found = results.collect(plan)
+    except ValueError as error:  # a damaged line of a run's files
+        raise UserError(str(error)) from None
+    known = [
+        result for result in found if any(result.outcomes[arm] for arm in result.outcomes if arm != result.baseline)
+    ]
+    for result in found:
+        if result not in known:
+            print(f"{reporting.heading(result)}: nothing to compare yet; an arm and the baseline must have finished")
+    if known:
+        print(reporting.write(plan, known, words))
+
+
+def outline(plan: Plan, members: Sequence[Member]) -> str:
+    """What would run, in order, and what the arms have in common."""
+    lines = []
+    for place, member in enumerate(members, 1):
+        seen = member.seen()
+        state = "finished" if member.finished() else f"at {seen:,}" if seen else "not begun"
+        lines.append(
+            f"[{place}/{len(members)}] {member.name}: {member.instances:,} rows, {member.tokens:,} tokens, {state}"
+        )
+        lines.append(f"    upscale train {shlex.join(member.arguments)}")
+    for metric in plan.study.compare:
+        budgets = (f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage))
+        lines.append(f"tokens before {metric.stage}, which is the same in all arms: {', '.join(budgets)}")
+    return "\n".join([*lines, f"runs: {plan.folder}; results: {plan.to / plan.study.name}.md, .json, .png"])
+
+
+def _again(given: Sequence[str]) -> list[str]:
+    """The command's words for the job that reports: of all arms, whichever were submitted."""
+    return ["upscale", "study", *(word for word in given if word not in ("--slurm", "--dry-run")), "--report"]

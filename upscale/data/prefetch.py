@@ -1,0 +1,150 @@
+"""Rows drawn one step ahead: while a step trains on the rows of one draw, the next is under way beside it.
+
+Beside it means in a thread, on a GPU with a stream of its own (`thread`), or in processes that divide the lanes among
+them as ranks do (`workers`). The rows are the same bits as without, and so is what is saved: `state` is the state
+before whatever was drawn ahead, which is drawn again after a resume, or undone when another number of rows is wanted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+
+import torch
+
+from upscale.config import AUTO, DataConfig
+from upscale.data.training_rows import Kept, Rows, Undoable
+from upscale.data.worker_pool import Workers
+from upscale.machine.timing import Stopwatch
+
+
+class Ahead:
+    """Rows in the sense of `upscale.data.training_rows.Rows`, drawn ahead in one thread where the next number of rows is told.
+
+    On a GPU the thread works on a stream of its own, which starts after everything that was queued when the draw was
+    asked for and which the caller's stream waits for when it takes the rows. What goes wrong in the thread is raised by
+    the draw that takes its rows.
+    """
+
+    def __init__(self, rows: Undoable, device: torch.device) -> None:
+        self.lanes, self.method, self.device = rows.lanes, rows.method, device
+        self._rows = rows
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._asked: tuple[int, Future] | None = None
+        self._watches: list[Stopwatch] = []
+
+    def draw(self, rows_per_lane: int, following: int | None = None) -> torch.Tensor:
+        """The next rows; `following` is how many rows a lane the next draw will want, None if there will be none."""
+        if self._asked and self._asked[0] != rows_per_lane:
+            self._undo()
+        if not self._asked:
+            self._ask(rows_per_lane)
+        (_, future), self._asked = self._asked, None
+        rows, watch, done = future.result()
+        self._watches.append(watch)
+        if self._stream:
+            torch.cuda.current_stream(self.device).wait_event(done)
+            rows.record_stream(torch.cuda.current_stream(self.device))
+        if following:
+            self._ask(following)
+        return rows
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state before what was drawn ahead; waits for that draw, whether or not it succeeds."""
+        if not self._asked:
+            return self._rows.state()
+        wait([self._asked[1]])
+        state = self._rows.kept()
+        if self._stream:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._stream)
+            for tensor in state.values():
+                if tensor.is_cuda:
+                    tensor.record_stream(current)
+        return state
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        if self._asked:
+            self.state()
+            self._asked = None
+        self._rows.load_state(state)
+
+    def take_seconds(self) -> float:
+        """How long the draws took that gave the rows since the last call, beside the steps or not."""
+        seconds = sum(watch.take() for watch in self._watches)
+        self._watches.clear()
+        return seconds
+
+    def close(self) -> None:
+        """Wait for a draw under way and end the thread, and the workers if there are any."""
+        self._thread.shutdown()
+        self._rows.close()
+
+    def _undo(self) -> None:
+        self.load_state(self.state())
+
+    def _ask(self, rows_per_lane: int) -> None:
+        before = torch.cuda.current_stream(self.device).record_event() if self._stream else None
+        self._asked = rows_per_lane, self._thread.submit(self._draw, rows_per_lane, before)
+
+    def _draw(
+        self, rows_per_lane: int, before: torch.cuda.Event | None
+    ) -> tuple[torch.Tensor, Stopwatch, torch.cuda.Event | None]:
+        watch = Stopwatch(self.device)
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            if self._stream:
+                self._stream.wait_event(before)
+            self._rows.keep()
+            with watch.running():
+                rows = self._rows.draw(rows_per_lane).to(self.device)
+            return rows, watch, self._stream.record_event() if self._stream else None
+
+
+class InTurn:
+    """Rows drawn when they are wanted, with the interface of `Ahead`."""
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self.lanes, self.method = rows.lanes, rows.method
+        self.state, self.load_state = rows.state, rows.load_state
+        self._draw, self._watch = rows.draw, Stopwatch(device)
+
+    def draw(self, rows_per_lane: int, following: int | None = None) -> torch.Tensor:
+        with self._watch.running():
+            return self._draw(rows_per_lane)
+
+    def take_seconds(self) -> float:
+        return self._watch.take()
+
+    def close(self) -> None:
+        return
+
+
+def drawn(
+    settings: DataConfig,
+    rows: Callable[[Sequence[int], torch.device | str], Rows],
+    lanes: Sequence[int],
+    device: torch.device,
+) -> Ahead | InTurn:
+    """The rows of some lanes, drawn as `data.ahead` says; `rows` makes them of lanes and a device.
+
+    auto is a thread with a GPU, which trains meanwhile, and none without, where both would want the same cores.
+    """
+    mode = settings.ahead
+    if mode == AUTO:
+        mode = "thread" if device.type == "cuda" else "none"
+    if mode == "none":
+        return InTurn(rows(lanes, device), device)
+    if mode == "thread":
+        return Ahead(Kept(rows(lanes, device)), device)
+    count = spare_cores(device) if settings.workers == AUTO else settings.workers
+    return Ahead(Workers(rows, lanes, count), device)
+
+
+def spare_cores(device: torch.device) -> int:
+    """This rank's share of the cores that the process may use, but one, and at least one."""
+    if device.type == "cpu":
+        return max(1, torch.get_num_threads() - 1)
+    return max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count() - 1)

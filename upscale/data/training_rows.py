@@ -1,0 +1,162 @@
+"""Where training rows come from: lanes that sources write, or windows of prepared corpora."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from upscale.config import Config, DataConfig
+from upscale.corpora import index
+from upscale.corpora.reading import Corpus, Windows
+from upscale.data import lanes
+from upscale.errors import UserError
+from upscale.evaluation.dataset import Dataset
+
+STRETCHES, STRETCH_BYTES, CHUNK_BYTES = 8, 100, 1 << 26
+
+
+class Rows(Protocol):
+    """One rank's lanes: the same rows come out of all lanes together, however they are divided among ranks."""
+
+    lanes: tuple[int, ...]
+    """This rank's numbers among all lanes."""
+
+    method: str
+    """How rows are computed: where it differs, so do the rows, by amplified roundings."""
+
+    def draw(self, rows_per_lane: int) -> torch.Tensor:
+        """The next training rows, (lanes * rows_per_lane, context + 1) uint8 on the device, lane after lane."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that must be saved: `buffers` (lanes, buffer_rows, context + 1) uint8 and `rounds` (lanes,) int64."""
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue from these lanes' state, whichever ranks wrote it."""
+
+
+class Undoable(Rows, Protocol):
+    """Rows that can remember one of their states."""
+
+    def keep(self) -> None:
+        """Remember the state as it is now."""
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """The state remembered last."""
+
+    def close(self) -> None:
+        """End what was started for them; they can be drawn no more."""
+
+
+class Kept:
+    """Rows of this process that can remember one of their states."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.lanes, self.method = rows.lanes, rows.method
+        self.draw, self.state, self.load_state = rows.draw, rows.state, rows.load_state
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def keep(self) -> None:
+        self._kept = self.state()
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        return self._kept
+
+    def close(self) -> None:
+        return
+
+
+class CorpusLanes:
+    """Lanes that read: row number k of lane l of L is window k L + l.
+
+    So the first n rows of all lanes together are windows 0 to n - 1 at any number of ranks. A lane's state is its count
+    of rows, where other lanes have their rounds; in place of a buffer stands a digest of the texts that are read.
+    """
+
+    def __init__(
+        self, windows: Windows, digest: bytes, lanes_total: int, lanes: Sequence[int], device: torch.device | str
+    ) -> None:
+        self.windows, self.lanes_total, self.method = windows, lanes_total, "exact"
+        self.digest = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        self.lanes, self.device = tuple(lanes), torch.device(device)
+        self.rounds = torch.zeros(len(lanes), dtype=torch.int64)
+        """Rows read so far, (lanes,) int64, on the CPU."""
+
+    def draw(self, rows_per_lane: int) -> torch.Tensor:
+        turns = self.rounds[:, None] + torch.arange(rows_per_lane)
+        instances = turns * self.lanes_total + torch.tensor(self.lanes)[:, None]
+        self.rounds += rows_per_lane
+        return self.windows.rows(instances.flatten()).to(self.device)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"buffers": self.digest.expand(len(self.lanes), -1).clone(), "rounds": self.rounds.clone()}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Raises UserError when the state is of other texts, another split or other weights."""
+        if not all(torch.equal(saved, self.digest) for saved in state["buffers"]):
+            raise UserError(
+                "data.corpora: the checkpoint was trained on other texts, another data.split or other weights than "
+                "these. Give those again (config.yaml of the run names them), or start a new run."
+            )
+        self.rounds.copy_(state["rounds"])
+
+
+def opened(config: Config) -> Callable[[Sequence[int], torch.device | str], Rows]:
+    """What makes a rank's rows from its lanes and its device, for a resolved config.
+
+    Corpora are opened and checked here, before anything is started or written; raises UserError for bad ones.
+    """
+    data = config.data
+    if data.kind == "synthetic":
+        return functools.partial(lanes.from_config, config)
+    windows = Windows.open(
+        [corpus.path for corpus in data.corpora],
+        weights=[corpus.weight for corpus in data.corpora],
+        split=data.split,
+        context=config.model.context,
+        seed=config.run.seed,
+    )
+    return functools.partial(CorpusLanes, windows, _digest(data), data.lanes)
+
+
+def _digest(data: DataConfig) -> bytes:
+    """SHA-256 of what decides which rows come: the shards' own hashes, the split, the weights; not the folders."""
+    texts = [
+        [[shard.sha256 for shard in index.read(Path(corpus.path)).splits[data.split]], corpus.weight]
+        for corpus in data.corpora
+    ]
+    return hashlib.sha256(json.dumps([data.split, texts]).encode()).digest()
+
+
+def overlaps(config: Config, datasets: Sequence[Dataset]) -> list[str]:
+    """One warning for each evaluated text of which the training split holds half of STRETCHES evenly spaced stretches.
+
+    Reads the split once, a chunk at a time; licences and markup that texts share make a few stretches, not half.
+    """
+    if config.data.kind != "corpus":
+        return []
+    wanted = {dataset.name: _stretches(dataset.data.tobytes()) for dataset in datasets if dataset.kind == "text"}
+    found: dict[str, set[bytes]] = {name: set() for name in wanted}
+    for corpus in config.data.corpora:
+        split = Corpus.open(corpus.path, splits=[config.data.split], hashes=False).splits[config.data.split]
+        for start in range(0, len(split), CHUNK_BYTES):
+            content = split.read(start, min(CHUNK_BYTES + STRETCH_BYTES, len(split) - start))
+            for name, stretches in wanted.items():
+                found[name] |= {stretch for stretch in stretches if stretch in content}
+    return [
+        f"WARNING: {name} is evaluated on text that is trained on: set evaluation.data_dir to the folder of the "
+        "prepared corpus, whose validation split is held out"
+        for name, seen in found.items()
+        if len(seen) >= STRETCHES / 2
+    ]
+
+
+def _stretches(text: bytes) -> set[bytes]:
+    """STRETCHES pieces of a text, none if it is too short for them to be different."""
+    step = len(text) // STRETCHES
+    return {text[place * step :][:STRETCH_BYTES] for place in range(STRETCHES)} if step >= STRETCH_BYTES else set()

@@ -1,0 +1,176 @@
+"""Keeps a training alive on one machine: `launch/local.sh [--ranks N] --config F ...` starts this.
+
+A rank that is lost ends the attempt; the next one starts all ranks anew, on a new port, from the newest valid
+checkpoint, with fewer ranks when a GPU is gone. (torchrun's own restarts hang on gloo in about half of the cases
+measured, so they are not used.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from upscale.config import files as config_files
+from upscale.console import command
+from upscale.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
+
+PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "train.py"))
+FINAL_EXIT_CODES = (0, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
+GRACE_SECONDS = 20.0
+SAME_STEP_FAILURES = 3
+LONGEST_BACKOFF_SECONDS = 60.0
+CPU_RANKS = 2
+
+
+def main(arguments: list[str] | None = None, program: tuple[str, ...] = PROGRAM) -> int:
+    parser = command.parser(
+        "local", "Train on this machine and restart from the newest checkpoint when a rank is lost."
+    )
+    command.add_config(parser)
+    parser.add_argument("--ranks", type=int, metavar="N", help=f"default: one per GPU, or {CPU_RANKS} without GPUs")
+    parser.add_argument("--max-restarts", type=int, default=20, metavar="N", help="default: 20")
+    options = parser.parse_intermixed_args(arguments)
+    if options.ranks is not None and options.ranks < 1:
+        raise UserError(f"--ranks {options.ranks}: must be at least 1")
+    config = config_files.load(options.config, options.overrides).resolved()
+    training = [*(["--config", options.config] if options.config else []), *options.overrides]
+    supervisor = Supervisor(training, Path(config.run.dir), options.ranks, options.max_restarts, program)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, supervisor.forward)
+    return supervisor.run()
+
+
+@dataclass
+class Supervisor:
+    """Attempts at one training until it ends by itself."""
+
+    training: list[str]
+    directory: Path
+    wanted_ranks: int | None
+    max_restarts: int
+    program: tuple[str, ...] = PROGRAM
+    ranks: list[subprocess.Popen] = field(default_factory=list)
+    stopping: int | None = None
+
+    def run(self) -> int:
+        """The exit code of the training; raises RunError when restarting does not help."""
+        failed_at: list[int | None] = []
+        while True:
+            count = self.available_ranks()
+            if self.stopping is not None:  # the signal came while there was no rank to hand it to
+                return INTERRUPTED_EXIT_CODE if self.stopping == signal.SIGINT else STOPPED_EXIT_CODE
+            self.say(f"starting {count} ranks" + (f" (restart {len(failed_at)})" if failed_at else ""))
+            reason, code = self.attempt(count)
+            if code in FINAL_EXIT_CODES or self.stopping is not None:
+                return code
+            step = self.last_step()
+            failed_at.append(step)
+            self.say(f"{reason}; last step logged: {step}")
+            if failed_at[-SAME_STEP_FAILURES:] == [step] * SAME_STEP_FAILURES:
+                raise RunError(
+                    f"failed {SAME_STEP_FAILURES} times at the same step ({step}); see {self.directory}/log.txt"
+                )
+            if len(failed_at) > self.max_restarts:
+                raise RunError(f"failed {len(failed_at)} times (--max-restarts {self.max_restarts}); giving up")
+            # Progress since the last failure means the fault was from outside: no reason to wait.
+            repeated = next((n for n, other in enumerate(reversed(failed_at)) if other != step), len(failed_at))
+            self.pause(min(LONGEST_BACKOFF_SECONDS, 2.0 ** (repeated - 1)) if repeated > 1 else 0.5)
+
+    def attempt(self, count: int) -> tuple[str, int]:
+        """Start the ranks and wait; why and with which code they ended. None is left when it returns."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        program = [*self.program, *self.training]
+        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        try:
+            for rank in range(count):
+                place = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+                environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+                self.ranks.append(subprocess.Popen(program, env=environment, start_new_session=True))
+            if self.stopping is not None:  # it came while they were being started
+                self.forward(self.stopping, None)
+            return self.watch()
+        finally:
+            self.end_all()
+
+    def watch(self) -> tuple[str, int]:
+        """Wait until every rank has ended, or some time after the first that failed."""
+        deadline = None
+        while True:
+            codes = [process.poll() for process in self.ranks]
+            failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
+            if all(code is not None for code in codes) and not failed:
+                return "finished", 0
+            if failed and deadline is None:
+                deadline = time.monotonic() + GRACE_SECONDS
+                first = min(failed, key=lambda ended: ended[1])  # a signal is the cause, an exit code its consequence
+            if failed and (None not in codes or time.monotonic() > deadline):
+                hung = [rank for rank, code in enumerate(codes) if code is None]
+                reason = f"rank {first[0]} ended with {describe(first[1])}"
+                reason += f"; rank {', '.join(map(str, hung))} did not answer and was killed" if hung else ""
+                return reason, first[1]
+            time.sleep(0.1)
+
+    def end_all(self) -> None:
+        """Kill what is left of every rank's session, stopped processes included, and reap it."""
+        for process in self.ranks:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        for process in self.ranks:
+            process.wait()
+        self.ranks.clear()
+
+    def forward(self, number: int, _frame) -> None:
+        """Hand a signal to every rank; they save, or end at once, as each signal asks."""
+        self.stopping = number
+        for process in list(self.ranks):
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def available_ranks(self) -> int:
+        """As many ranks as asked for, but one per GPU that still answers where there are GPUs."""
+        gpus = 0
+        if os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # empty: none may be used, which needs no asking
+            counting = "import torch; print(torch.cuda.device_count())"
+            answer = subprocess.run([sys.executable, "-c", counting], capture_output=True, text=True, timeout=300)
+            gpus = int(answer.stdout.strip() or 0) if answer.returncode == 0 else 0
+        wanted = self.wanted_ranks or gpus or CPU_RANKS
+        return min(wanted, gpus) if gpus else wanted
+
+    def last_step(self) -> int | None:
+        """The newest step in metrics.jsonl; None before the first."""
+        try:
+            lines = (self.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return None
+        for line in reversed(lines):
+            try:
+                return json.loads(line)["step"]
+            except ValueError:  # a line cut off by the fault
+                continue
+        return None
+
+    def pause(self, seconds: float) -> None:
+        self.say(f"starting again in {seconds:g} s from the newest valid checkpoint")
+        time.sleep(seconds)
+
+    def say(self, message: str) -> None:
+        print(f"supervisor: {message}", file=sys.stderr, flush=True)
+
+
+def describe(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+if __name__ == "__main__":
+    command.run(main)

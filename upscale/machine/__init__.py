@@ -1,0 +1,1 @@
+"""What this machine has: its compilers, its GPUs and their figures, clocks and memory."""

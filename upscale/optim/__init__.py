@@ -1,0 +1,1 @@
+"""Optimizers, with rates from the roles of parameters and the schedule."""

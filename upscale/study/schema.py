@@ -1,0 +1,187 @@
+"""The study file: a typed tree, every problem of it at once."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, Field, model_validator
+
+from upscale.config.files import read_yaml
+from upscale.config.finetuning import Part
+from upscale.errors import UserError
+from upscale.settings import AUTO, CountOrZero, Section
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
+
+
+def dotted(settings: Any) -> Any:
+    """`section: {key: value}` as `section.key: value`, so that a section's other keys stay."""
+    if not isinstance(settings, dict):
+        return settings
+    found = {}
+    for name, value in settings.items():
+        whole = isinstance(value, dict) and "." not in str(name)
+        found.update({f"{name}.{key}": each for key, each in value.items()} if whole else {name: value})
+    return found
+
+
+Settings = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")], Any], BeforeValidator(dotted)
+]
+"""`section.key: value`, as on the command line of `upscale train`, or sections as in a config."""
+
+
+class Stage(Section):
+    config: str
+    """Config file that `upscale train --config` takes; paths are relative to the current folder, as everywhere."""
+    set: Settings = {}
+    """What replaces the config's values, and the study's own `set`."""
+    reinitialize: list[Part] = []
+    """Parts that begin with random weights where this stage continues another one."""
+    slurm: list[str] = []
+    """Options of `sbatch` for this stage's jobs, after the study's."""
+
+
+class Step(Section):
+    """One stage of an arm; a plain name stands for one without settings of its own."""
+
+    stage: Name
+    """Which of the stages."""
+    reinitialize: list[Part] | None = None
+    """Parts that begin with random weights in this arm; null: the stage's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_name(cls, value: Any) -> Any:
+        return {"stage": value} if isinstance(value, str) else value
+
+
+class Metric(Section):
+    stage: Name
+    """The stage whose evaluations are compared."""
+    task: str
+    """The text or task that decides, one of the stage's evaluation.tasks."""
+    split: Literal["validation", "excerpt", "generated", "data_dir"] = "validation"
+    """Where it comes from, as evaluations.jsonl names it; validation: the held-out split of a prepared corpus."""
+
+
+class Slurm(Section):
+    script: str = "slurm/pretrain_w1024.sh"
+    """The job script; it must hand its arguments to `upscale train`."""
+    options: list[str] = []
+    """Options of `sbatch` for every training, such as --nodes=1 and --time=04:00:00."""
+
+
+class Study(Section):
+    name: Name
+    """Name of the study, of its results' files and of its folder of runs."""
+    runs: str = AUTO
+    """Folder of the run directories, one a member; auto: runs/NAME."""
+    to: str = AUTO
+    """Folder for NAME.md, NAME.json and NAME.png; auto: the folder of the runs."""
+    seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
+    """The whole study runs once for each; arms are compared seed by seed."""
+    set: Settings = {}
+    """What replaces the values of every stage's config."""
+    stages: Annotated[dict[Name, Stage], Field(min_length=1)]
+    """Trainings, by name."""
+    arms: Annotated[dict[Name, Annotated[list[Step], Field(min_length=1)]], Field(min_length=2)]
+    """Chains of stages, by name: each begins with the weights the one before it ended with."""
+    baseline: Name
+    """The arm that the others are compared with."""
+    compare: Annotated[list[Metric], Field(min_length=1)]
+    """What is compared; the first is what the study is about."""
+    budget: Literal["equal", "any"] = "equal"
+    """equal: what arms train on before a compared stage, beside stages that all of them have, is nothing or equally
+    many tokens, to within 1 %; any: unchecked."""
+    slurm: Slurm = Slurm()
+
+
+def load(path: Path) -> Study:
+    """Read a study file; raises UserError with every unknown key, wrong type and name that does not exist."""
+    tree = read_yaml(path, "study", f"a study is a mapping with the keys {', '.join(Study.model_fields)}")
+    try:
+        study = Study.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise failure(path, [_described(tree, detail) for detail in error.errors()]) from None
+    if problems := list(_unknown_names(study)):
+        raise failure(path, problems)
+    return study
+
+
+def failure(path: Path, problems: list[str]) -> UserError:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return UserError(f"{count} in the study {path}:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def nearest(name: str, allowed: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(allowed), 1, 0.5)
+    return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(allowed)}"
+
+
+def _described(tree: dict, detail: dict) -> str:
+    """One line from one of pydantic's errors: key, what is wrong, what was given."""
+    *parents, leaf = location = [part for part in detail["loc"] if part != "[key]"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(str(leaf), _owner(parents).model_fields)}"
+    if detail["loc"][-1] == "[key]":
+        form = "section.key, such as model.width, or a section" if "set" in parents else "letters, digits and '_'"
+        return f"{key}: not a name; it must be {form}"
+    given: Any = tree
+    for part in location:
+        given = given[part] if isinstance(given, (dict, list)) and part in _places(given) else None
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{key}: {message}" + ("" if given is None or isinstance(given, dict) else f", given {given!r}")
+
+
+def _places(given: dict | list) -> typing.Iterable:
+    return given if isinstance(given, dict) else range(len(given))
+
+
+def _owner(location: list[str | int]) -> type[Section]:
+    """The class of the mapping at a place in the file: members of a list or mapping follow their container's type."""
+    annotation: Any = Study
+    for part in location:
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            annotation = typing.get_args(annotation)[-1]
+        if typing.get_origin(annotation) is Annotated:
+            annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def _unknown_names(study: Study) -> typing.Iterator[str]:
+    """Stages and arms that are named but not there, twice in a chain, or in vain."""
+    stages, arms = study.stages, study.arms
+    for arm, steps in arms.items():
+        names = [step.stage for step in steps]
+        for place, step in enumerate(steps):
+            if step.stage not in stages:
+                yield f"arms.{arm}[{place}]: no stage {step.stage}; {nearest(step.stage, stages)}"
+            if names.index(step.stage) != place:
+                yield f"arms.{arm}[{place}]: stage {step.stage} twice in one arm; give the second a name of its own"
+            if place == 0 and step.reinitialize:
+                yield f"arms.{arm}[0].reinitialize: the first stage begins with random weights anyway; leave it out"
+        for other, others in arms.items():
+            if other != arm and others == steps and list(arms).index(other) < list(arms).index(arm):
+                yield f"arms.{arm}: is the same chain as arms.{other}"
+    used = {step.stage for steps in arms.values() for step in steps}
+    for stage in stages:
+        if stage not in used:
+            yield f"stages.{stage}: no arm uses it"
+    if study.baseline not in arms:
+        yield f"baseline: no arm {study.baseline}; {nearest(study.baseline, arms)}"
+    for place, metric in enumerate(study.compare):
+        having = [arm for arm, steps in arms.items() if metric.stage in [step.stage for step in steps]]
+        if metric.stage not in stages:
+            yield f"compare[{place}].stage: no stage {metric.stage}; {nearest(metric.stage, stages)}"
+        elif study.baseline in arms and (study.baseline not in having or len(having) < 2):
+            yield f"compare[{place}].stage: {metric.stage} must be in the baseline {study.baseline} and another arm"
+    if len(set(study.seeds)) < len(study.seeds):
+        yield f"seeds: {study.seeds} names a seed twice"

@@ -1,0 +1,1 @@
+"""What train.py is made of: the train step, what it logs, and what watches over it."""
