@@ -1,8 +1,12 @@
-"""What every section of the config is made of: the strict base class and the types of its numbers."""
+"""What settings are made of: the strict base class, the types of numbers, and how components are found by name."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -31,3 +35,25 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+
+def components(room: ModuleType, base: type[Section]) -> dict[str, type[Section]]:
+    """The settings class of every component in a room, by the names that its field `kind` allows, sorted.
+
+    Imports every file and folder of the room once; a subclass of `base` with a field `kind` is a component. Raises
+    TypeError when two claim one name.
+    """
+    for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
+    found: dict[str, type[Section]] = {}
+    for settings in _subclasses(base):
+        for kind in get_args(settings.model_fields["kind"].annotation) if "kind" in settings.model_fields else ():
+            if found.setdefault(kind, settings) is not settings:
+                raise TypeError(f"{settings.__qualname__} and {found[kind].__qualname__} are both called {kind!r}")
+    return dict(sorted(found.items()))
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for subclass in base.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

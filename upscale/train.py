@@ -116,7 +116,9 @@ class Trainer:
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
         self.lanes = prefetch.drawn(config.data, rows, owned, world.device)
-        self.micro_batch = planning.micro_batch(config, world.device, train_step.most_rows(config, world.size), world.size)
+        self.micro_batch = planning.micro_batch(
+            config, world.device, train_step.most_rows(config, world.size), world.size
+        )
         self.passes = train_step.Passes(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes)

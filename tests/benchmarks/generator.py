@@ -17,7 +17,7 @@ import torch
 
 from upscale.bench import machine, seconds, summary
 from upscale.randomness.streams import Stream
-from upscale.sources import LSTMSource
+from upscale.sources.recurrent import LSTMSource
 
 VOCABULARY, LENGTH, SEED_TOKENS, TEMPERATURE = 256, 513, 8, 1e-4
 HIDDEN_OF_WIDTH = {384: 38, 512: 51, 640: 64, 1024: 102, 1536: 154, 2048: 205, 4096: 410}

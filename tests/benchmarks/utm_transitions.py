@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=3_000, help="that count in each generation")
     parser.add_argument("--generations", type=int, default=3)
-    parser.add_argument("--to", type=Path, default=Path("upscale/sources/utm_transitions.json"))
+    parser.add_argument("--to", type=Path, default=Path("upscale/sources/utm/transitions.json"))
     options = parser.parse_args()
     source, draw, counts = UTMSource(vocabulary=256, **BOUNDS), random.Random(SEED), None
     for generation in range(options.generations):

@@ -11,17 +11,15 @@ from tests.reference.recurrent import RecurrentSource as Reference
 from upscale.data.lanes import Lanes, owned_lanes
 from upscale.data.sample import printable, sample_lines
 from upscale.randomness.streams import Stream
-from upscale.sources import (
-    AutomatonSource,
-    DyckSource,
-    GRUSource,
-    LSTMSource,
-    NCASource,
-    PointwiseSource,
-    TransformerSource,
-    UniformSource,
-    UTMSource,
-)
+from upscale.sources.automaton import AutomatonSource
+from upscale.sources.base import Source
+from upscale.sources.dyck import DyckSource
+from upscale.sources.nca import NCASource
+from upscale.sources.pointwise import PointwiseSource
+from upscale.sources.recurrent import GRUSource, LSTMSource
+from upscale.sources.transformer import TransformerSource
+from upscale.sources.uniform import UniformSource
+from upscale.sources.utm import UTMSource
 
 PAPER = dict(context=512, draw=69, enrich_rows=138, buffer_rows=2760, reset_constant=20 / 138, reset_noise=20 / 138)
 
@@ -29,7 +27,7 @@ PAPER = dict(context=512, draw=69, enrich_rows=138, buffer_rows=2760, reset_cons
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Depth:
+class Depth(Source):
     """A source that counts: each row is its condition plus one. It keeps what it was given."""
 
     def __init__(self, seed_tokens=2):
@@ -103,7 +101,7 @@ def test_a_sources_output_is_enriched_by_another():
     programs, writer = UTMSource(vocabulary=256, permute=False), LSTMSource(vocabulary=256, hidden=8)
     read, written = [], []
 
-    class Spy:
+    class Spy(Source):
         def __init__(self, source):
             self.source, self.seed_tokens = source, source.seed_tokens
 
@@ -219,7 +217,7 @@ def test_the_papers_resets_are_exact():
     The source writes rows that are neither: two tokens in turn.
     """
 
-    class Turns:
+    class Turns(Source):
         seed_tokens = 1
 
         def write(self, stream, conditions, seeds):

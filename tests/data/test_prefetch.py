@@ -21,7 +21,8 @@ from upscale.data import prefetch, training_rows
 from upscale.data.training_rows import Kept
 from upscale.data.worker_pool import Workers
 from upscale.errors import RunError, UserError
-from upscale.sources import UniformSource, native
+from upscale.sources.recurrent import native
+from upscale.sources.uniform import UniformSource
 
 MIXTURE = "[{kind: lstm, hidden: 8}, {kind: utm}, {kind: uniform}]"
 MODES = ("thread", "workers")

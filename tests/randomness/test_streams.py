@@ -83,7 +83,8 @@ def test_no_two_keys_share_their_numbers():
 def test_another_process_draws_the_same_numbers():
     """Against a fresh interpreter with another number of threads: nothing depends on the process."""
     code = (
-        "import torch; from upscale.randomness.streams import *; torch.set_num_threads(1); s = Stream(3, [1, 2], [5, 6]);"
+        "import torch; from upscale.randomness.streams import *; torch.set_num_threads(1);"
+        "s = Stream(3, [1, 2], [5, 6]);"
         "print(s.bits(1, 9).tolist(), s.uniform(2, 5).tolist(), s.normal(3, 5).tolist(), s.choice(4, 9, 5).tolist())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -5,6 +5,7 @@ import math
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.sources.base import Source
 
 
 class Program(torch.nn.Module):
@@ -56,7 +57,7 @@ class Program(torch.nn.Module):
         return x
 
 
-class RecurrentSource:
+class RecurrentSource(Source):
     """A source in the sense of upscale.sources, which writes row after row with a `Program`."""
 
     def __init__(

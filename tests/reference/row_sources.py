@@ -5,9 +5,10 @@ import math
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.sources.base import Source
 
 
-class RowSource:
+class RowSource(Source):
     """A source in the sense of upscale.sources; a subclass gives `row(stream, rows, row, length)`, a list of tokens."""
 
     seed_tokens = 0

@@ -3,6 +3,7 @@
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.sources.base import Source
 
 
 class Program(torch.nn.Module):
@@ -62,7 +63,7 @@ class Program(torch.nn.Module):
         return x
 
 
-class TransformerSource:
+class TransformerSource(Source):
     """A source in the sense of upscale.sources, which writes row after row with a `Program`."""
 
     def __init__(

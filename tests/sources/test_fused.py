@@ -29,7 +29,7 @@ TOKEN_FOR_TOKEN = """
 
 def check_tokens(kind, lanes, rows, length=11, vocabulary=256, seed_tokens=3, seed=1, **arguments):
     """Runs where Triton interprets: the fused kernel's rows against torch.nn's layers, all in float64."""
-    from upscale.sources import fused
+    from upscale.sources.recurrent import fused
 
     chosen = dict(vocabulary=vocabulary, seed_tokens=seed_tokens, **arguments)
     stream, conditions, seeds = given(lanes, rows, length, vocabulary, seed_tokens, seed)
@@ -97,7 +97,7 @@ def test_the_kernels_compile_for_hopper():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from upscale.sources import fused
+    from upscale.sources.recurrent import fused
 
     constants = dict(GATES=4, HIDDEN=128, VOCABULARY=256, GREEDY=False, ROWS=16, UNITS=64, DEPTH=32)
     kinds = dict.fromkeys(constants, "constexpr") | dict(length="i32", seed_tokens="i32")

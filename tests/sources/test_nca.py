@@ -7,7 +7,7 @@ from tests.reference.nca import NCASource as Reference
 from tests.sources.common import assert_rows_are_those_of, assert_rows_do_not_depend_on_the_call, given
 from upscale.errors import UserError
 from upscale.randomness.streams import Stream
-from upscale.sources import NCASource
+from upscale.sources.nca import NCASource
 
 PAPER = dict(vocabulary=10_002, colours=10, delimiters=True, permute=False, wrap_channels=True, band=(0.747, 2.0))
 

@@ -1,7 +1,6 @@
 """The LSTM and GRU sources, against torch.nn's own layers one row and token at a time, and against themselves."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ import torch
 from tests.reference.recurrent import Program
 from tests.reference.recurrent import RecurrentSource as Reference
 from upscale.randomness.streams import Purpose, Stream
-from upscale.sources import GRUSource, LSTMSource, UniformSource, build, native
-from upscale.sources.recurrent import _Step
+from upscale.sources import KINDS as KINDS_OF_SOURCES
+from upscale.sources.recurrent import GRUSource, LSTMSource, _Step, native
+from upscale.sources.uniform import UniformSource
 
 KINDS = {"lstm": LSTMSource, "gru": GRUSource}
 
@@ -221,16 +221,14 @@ def test_uniform_rows_are_noise():
     assert torch.equal(rows[1:], UniformSource(vocabulary=20).write(stream.at([1]), conditions[:1], seeds[:1]))
 
 
-def test_build_maps_settings_to_sources():
-    """Against the settings: each kind's class with all of its own keys, an unknown kind named."""
-    settings = SimpleNamespace(kind="gru", weight=2.0, hidden=38, seed_tokens=4, temperature=0.5, multiplier=(0.5, 0.7))
-    source = build(settings, 200)
+def test_settings_build_their_source_with_all_of_their_keys():
+    """Against the settings: each kind's class, found by its name, with every key but the weight."""
+    keys = dict(kind="gru", weight=2.0, hidden=38, seed_tokens=4, temperature=0.5, multiplier=[0.5, 0.7])
+    source = KINDS_OF_SOURCES["gru"](**keys).build(200)
     assert isinstance(source, GRUSource)
     assert (source.vocabulary, source.hidden, source.seed_tokens) == (200, 38, 4)
     assert (source.temperature, source.multiplier) == (0.5, (0.5, 0.7))
-    assert isinstance(build(SimpleNamespace(kind="uniform", weight=1.0), 256), UniformSource)
-    with pytest.raises(ValueError, match="kind is 'ltsm'; allowed: lstm, gru, "):
-        build(SimpleNamespace(kind="ltsm", weight=1.0), 256)
+    assert isinstance(KINDS_OF_SOURCES["uniform"](kind="uniform").build(256), UniformSource)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ import torch
 from tests.reference import row_sources as reference
 from tests.sources.common import assert_rows_are_those_of, assert_rows_do_not_depend_on_the_call, given
 from upscale.randomness.streams import Stream
-from upscale.sources import AutomatonSource, DyckSource, NCASource, PointwiseSource, TransformerSource, UTMSource
+from upscale.sources.automaton import AutomatonSource
+from upscale.sources.dyck import DyckSource
+from upscale.sources.nca import NCASource
+from upscale.sources.pointwise import PointwiseSource
+from upscale.sources.transformer import TransformerSource
+from upscale.sources.utm import UTMSource
 
 CASES = [
     (PointwiseSource, dict(vocabulary=256)),

@@ -5,7 +5,7 @@ import torch
 
 from tests.reference.transformer import TransformerSource as Reference
 from tests.sources.common import assert_rows_do_not_depend_on_the_call, given
-from upscale.sources import TransformerSource
+from upscale.sources.transformer import TransformerSource
 
 
 @pytest.mark.parametrize(

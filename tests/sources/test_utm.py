@@ -10,10 +10,10 @@ import torch
 from tests.reference import utm as reference
 from tests.sources.common import assert_rows_are_those_of, assert_rows_do_not_depend_on_the_call, given
 from upscale.errors import UserError
-from upscale.machine import compiler
-from upscale.sources import UTMSource
+from upscale.sources import utm
+from upscale.sources.utm import UTMSource
 
-COUNTS = json.loads((Path(compiler.__file__).parents[1] / "sources/utm_transitions.json").read_text())["counts"]
+COUNTS = json.loads(Path(utm.__file__).with_name("transitions.json").read_text())["counts"]
 
 # What the original machine (google-deepmind/neural_networks_solomonoff_induction) does: alphabet 9, 10 cells. Program,
 # steps allowed, output limit; status, steps, output, program as executed (None: as given).

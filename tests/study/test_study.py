@@ -170,7 +170,8 @@ def test_a_member_that_began_with_other_settings_is_refused(finished):
     with pytest.raises(
         UserError, match=r"text-0 has begun with optimizer.learning_rate = 0.03, now 0.02: set that back"
     ):
-        study_command.main([f"{finished[0]}/study.yaml", "--runs", f"{finished[0]}/runs", "optimizer.learning_rate=0.02"])
+        folder = finished[0]
+        study_command.main([f"{folder}/study.yaml", "--runs", f"{folder}/runs", "optimizer.learning_rate=0.02"])
 
 
 @pytest.mark.parametrize(

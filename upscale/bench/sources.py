@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from upscale.bench.machine import machine, seconds, summary
 from upscale.config import files as config_files
 from upscale.randomness.streams import Stream
-from upscale.sources import build
+from upscale.sources import KINDS
 
 LANES, ROWS = 8, 16
-SOURCES = {
-    "lstm": "kind: lstm",
-    "gru": "kind: gru",
-    "transformer": "kind: transformer",
-    "utm": "kind: utm",
-    "utm 10x": "kind: utm, memory: 100, steps: 1000, program_length: 1000",
-    "utm 50x": "kind: utm, memory: 500, steps: 5000, program_length: 5000",
-    "utm 250x": "kind: utm, memory: 2500, steps: 25000, program_length: 25000",
-    "utm 50x, markov": "kind: utm, memory: 500, steps: 5000, program_length: 5000, sampler: markov",
-    "nca": "kind: nca",
-    "nca, all rules": "kind: nca, band: [0, 2]",
-    "automaton": "kind: automaton",
-    "pointwise": "kind: pointwise",
-    "dyck": "kind: dyck",
-    "uniform": "kind: uniform",
-}
 
 
 def run(width: int, repeats: int, device: torch.device) -> dict:
     """Rows a second of every kind of source, printed line by line; the figures as they go into JSON."""
     result = {"machine": machine(device), "width": width, "lanes": LANES, "rows": ROWS, "sources": []}
     print(f"{'source':18}{'rows/s':>10}{'lowest':>10}{'highest':>10}   on {device.type}, {LANES} lanes of {ROWS} rows")
-    for name, settings in SOURCES.items():
+    for kind, keys in ((kind, keys) for kind, settings in KINDS.items() for keys in settings.measured.items()):
+        name, settings = f"{kind} {keys[0]}".strip(), {"kind": kind, **keys[1]}
         rate = rows_per_second(settings, width, repeats, device)
         result["sources"].append({"name": name, "settings": settings, "rows_per_second": rate})
         print(f"{name:18}{rate['median']:10.0f}{rate['lowest']:10.0f}{rate['highest']:10.0f}", flush=True)
     return result
 
 
-def rows_per_second(settings: str, width: int, repeats: int, device: torch.device) -> dict[str, float]:
+def rows_per_second(settings: dict, width: int, repeats: int, device: torch.device) -> dict[str, float]:
     """Speed of one entry of `data.sources` at a model's width: LANES lanes of ROWS rows a call."""
     config = config_files.load(
-        None, [f"model.width={width}", "model.depth=1", "model.heads=1", f"data.sources=[{{{settings}}}]"]
+        None, [f"model.width={width}", "model.depth=1", "model.heads=1", f"data.sources=[{json.dumps(settings)}]"]
     ).resolved()
-    source = build(config.data.sources[0], config.model.vocabulary)
+    source = config.data.sources[0].build(config.model.vocabulary)
     length, vocabulary = config.model.context + 1, config.model.vocabulary
     noise = Stream(0, range(LANES), [0] * LANES, device).integers(1000, vocabulary, ROWS, length + source.seed_tokens)
     conditions, seeds = noise[..., :length].to(torch.uint8), noise[..., length:].to(torch.uint8)

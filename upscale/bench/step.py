@@ -1,8 +1,9 @@
 """Training steps of a config, measured through its own engine, lanes and model.
 
 A step is measured as the schedule ends: the full batch, every block awake. It is the step of `upscale train` (rows
-drawn, passed through the model by `upscale.training.train_step`, applied by the engine) without logging, evaluating and saving.
-Parts are timed where they happen, on a GPU by events in its stream, so timing adds no wait but one at the step's end.
+drawn, passed through the model by `upscale.training.train_step`, applied by the engine) without logging, evaluating
+and saving. Parts are timed where they happen, on a GPU by events in its stream, so timing adds no wait but one
+at the step's end.
 """
 
 from __future__ import annotations

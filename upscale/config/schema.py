@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from upscale.config.finetuning import CorpusConfig, Part, problems_of_fine_tuning
-from upscale.config.sources import LSTM, Source, problems_of_sources
 from upscale.settings import AUTO, Auto, Count, CountOrZero, NotNegative, Positive, Section, Share, integral
+from upscale.sources import KINDS, AnySource, problems_of_sources
 
 BYTES = 256
 
@@ -152,7 +152,7 @@ class DataConfig(Section):
     reset: ResetConfig = ResetConfig()
     iterate: bool = True
     """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
-    sources: Annotated[list[Source], Field(min_length=1)] = [LSTM]
+    sources: Annotated[list[AnySource], Field(min_length=1)] = [KINDS["lstm"](kind="lstm")]
     first_target: Count = 1
     """Place of the first token of a row that is a target; those before it are read, but carry no loss. A frame's tokens
     leave an automaton's first frame out of it, as arXiv 2603.10055 does."""

@@ -12,7 +12,7 @@ import torch
 
 from upscale.config import Config, buffer_rows, enriched_rows
 from upscale.randomness.streams import Purpose, Stream
-from upscale.sources import Source, build
+from upscale.sources import Source
 from upscale.sources.tokens import check_vocabulary, token_dtype
 
 
@@ -88,7 +88,7 @@ class Lanes:
         self.device = torch.device(device)
         self.rounds = torch.zeros(len(lanes), dtype=torch.int64)
         """Rounds run so far, (lanes,) int64, on the CPU."""
-        methods = {source.method(self.device) for source, weight in sources if weight and hasattr(source, "method")}
+        methods = {source.method(self.device) for source, weight in sources if weight} - {"exact"}
         self.method = ", ".join(sorted(methods)) or "exact"
         """How the sources compute: equal rows need equal ones, unless it is exact, by integers alone."""
         self._sources = [source for source, _ in sources]
@@ -220,7 +220,7 @@ def from_config(config: Config, lanes: Sequence[int], device: torch.device | str
         buffer_rows=buffer_rows(data),
         reset_constant=data.reset.constant,
         reset_noise=data.reset.noise,
-        sources=[(build(source, config.model.vocabulary), source.weight) for source in data.sources],
+        sources=[(source.build(config.model.vocabulary), source.weight) for source in data.sources],
         iterate=data.iterate,
         device=device,
     )

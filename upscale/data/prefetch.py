@@ -21,7 +21,7 @@ from upscale.machine.timing import Stopwatch
 
 
 class Ahead:
-    """Rows in the sense of `upscale.data.training_rows.Rows`, drawn ahead in one thread where the next number of rows is told.
+    """Rows, drawn ahead in one thread where the next number of rows is told.
 
     On a GPU the thread works on a stream of its own, which starts after everything that was queued when the draw was
     asked for and which the caller's stream waits for when it takes the rows. What goes wrong in the thread is raised by

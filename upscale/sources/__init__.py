@@ -1,56 +1,39 @@
-"""Sources: random programs that write token rows. A kind is a file in this folder and a line in `KINDS`."""
+"""Sources: random programs that write token rows.
 
-from collections.abc import Callable
-from typing import Any, Protocol
+A source is one file or folder here, with its settings and its code; docs/extending.md tells how to add one.
+"""
 
-import torch
+from __future__ import annotations
 
-from upscale.randomness.streams import Stream
-from upscale.sources.automaton import AutomatonSource
-from upscale.sources.dyck import DyckSource
-from upscale.sources.nca import NCASource
-from upscale.sources.pointwise import PointwiseSource
-from upscale.sources.recurrent import GRUSource, LSTMSource
-from upscale.sources.transformer import TransformerSource
-from upscale.sources.uniform import UniformSource
-from upscale.sources.utm import UTMSource
+import sys
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 
-class Source(Protocol):
-    """What the lanes ask of a source."""
+from upscale.settings import components
+from upscale.sources.base import Source, SourceSettings
 
-    seed_tokens: int
-    """How many tokens of a row are its seed; 0 for a source that needs none."""
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
-    def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """New rows, (L, rows, length), of fresh random programs, for each of the stream's L pairs (lane, round).
+KINDS: dict[str, type[SourceSettings]] = components(sys.modules[__name__], SourceSettings)
+"""The settings class of every kind of source, by the name that `data.sources: [{kind: NAME}]` gives it."""
 
-        `conditions` is (L, rows, length); `seeds` is (L, rows, seed_tokens), and a source with seeds begins each row
-        with its own. Tokens are uint8, or int16 where the vocabulary exceeds 256.
-        All that is random comes from the stream, and a pair's rows do not depend on which pairs share the call.
-        """
-        ...
+AnySource = Annotated[reduce(or_, dict.fromkeys(KINDS.values())), Field(discriminator="kind")]
+"""The type of an entry of `data.sources`."""
 
 
-KINDS: dict[str, Callable[..., Source]] = {
-    "lstm": LSTMSource,
-    "gru": GRUSource,
-    "transformer": TransformerSource,
-    "utm": UTMSource,
-    "nca": NCASource,
-    "automaton": AutomatonSource,
-    "pointwise": PointwiseSource,
-    "dyck": DyckSource,
-    "uniform": UniformSource,
-}
+def problems_of_sources(sources: Sequence[SourceSettings], model: ModelConfig | None) -> list[tuple[str, str]]:
+    """Impossible combinations as (key, message)."""
+    found = []
+    if not sum(source.weight for source in sources):
+        found.append(("data.sources", "all weights are 0; give one of them a positive weight"))
+    for index, source in enumerate(sources):
+        found += [(f"data.sources[{index}].{key}", message) for key, message in source.problems(model)]
+    return found
 
 
-def build(settings: Any, vocabulary: int) -> Source:
-    """The source that one entry of `data.sources` describes.
-
-    All attributes of `settings` but `kind` and `weight` are handed to the kind's class as keyword arguments.
-    """
-    if settings.kind not in KINDS:
-        raise ValueError(f"data.sources: kind is {settings.kind!r}; allowed: {', '.join(KINDS)}")
-    arguments = {name: value for name, value in vars(settings).items() if name not in ("kind", "weight")}
-    return KINDS[settings.kind](vocabulary=vocabulary, **arguments)
+__all__ = ["KINDS", "AnySource", "Source", "SourceSettings", "problems_of_sources"]

@@ -7,24 +7,35 @@ with one of the m symbols. The walk starts in state 0 and takes one of the state
 its label; a state without any writes symbol 0 and goes back to state 0.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Literal
 
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.sources.base import Source, SourceSettings
 from upscale.sources.tokens import check_vocabulary, renamed, token_dtype
 
 SUCCESS = 0.9
 MOST_SYMBOLS = 256
 
 
-class AutomatonSource:
+class AutomatonSettings(SourceSettings):
+    kind: Literal["automaton"]
+    permute: bool = False
+    """Rename the symbols of each row at random; false: the low ids, as the published code."""
+
+    def build(self, vocabulary: int) -> AutomatonSource:
+        return AutomatonSource(vocabulary=vocabulary, **self.arguments())
+
+
+class AutomatonSource(Source):
     """A random automaton a row; reads neither conditions nor seeds.
 
     `permute` renames the symbols of each row by a random permutation of the vocabulary.
     """
-
-    seed_tokens = 0
 
     def __init__(self, *, vocabulary: int, permute: bool = False) -> None:
         check_vocabulary(vocabulary)

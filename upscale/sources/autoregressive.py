@@ -6,14 +6,21 @@ sampling of a chaotic map amplifies one bit to other text. Therefore products ar
 (`lanes_per_call`).
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.settings import Count, NotNegative
+from upscale.sources.base import Problems, Range, Source, SourceSettings
 from upscale.sources.tokens import check_vocabulary, token_dtype
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
 # Sizes are filled up to a multiple of this, what PyTorch's elementwise CPU kernels take at a time (two registers
 # of at most 16 floats). Products need it too: the library divides one among threads, and a rest of one row or a few
@@ -39,7 +46,24 @@ class Walk(Protocol):
         ...
 
 
-class AutoregressiveSource:
+class AutoregressiveSettings(SourceSettings):
+    seed_tokens: Count = 8
+    """Tokens copied from the buffer at the start of each row."""
+    temperature: NotNegative = 1e-4
+    """Sampling temperature; 0: the most likely token."""
+    multiplier: Range = [0.0, 1.1]
+    """Range of the factor on a program's weights, its biases and head aside; drawn anew for each program."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        if self.multiplier[0] > self.multiplier[1]:
+            yield "multiplier", f"{self.multiplier} is not [low, high]"
+        if 0 < self.temperature < 1e-6:
+            yield "temperature", f"{self.temperature} is neither 0 (the most likely token) nor at least 1e-6"
+        if model and self.seed_tokens > model.context:
+            yield "seed_tokens", f"{self.seed_tokens} exceeds model.context = {model.context}"
+
+
+class AutoregressiveSource(Source):
     """Checks, filling-up, the walk over time. A subclass gives `_walk`.
 
     `lanes_per_call` fixes the number of lanes computed together, missing ones filled up with copies whose rows are

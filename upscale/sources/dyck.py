@@ -6,19 +6,45 @@ unless `depth` are open already, else the one opened last closes. Words follow e
 row's end cuts the last one. Opening brackets are tokens 0 to brackets - 1, the one that closes token t is brackets + t.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.settings import Count, Share
+from upscale.sources.base import Problems, Source, SourceSettings, exceeds
 from upscale.sources.tokens import check_vocabulary, renamed, token_dtype
 
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
-class DyckSource:
+
+class DyckSettings(SourceSettings):
+    kind: Literal["dyck"]
+    brackets: Count = 64
+    """Types of brackets; each takes two tokens."""
+    open_probability: Share = 0.5
+    """How often a bracket opens where one may also close."""
+    depth: Count = 64
+    """Brackets that may be open at once."""
+    permute: bool = False
+    """Rename the tokens of each row at random."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        if model and 2 * self.brackets > model.vocabulary:
+            yield "brackets", f"{self.brackets} need {2 * self.brackets} tokens: {exceeds(model)}"
+
+    def build(self, vocabulary: int) -> DyckSource:
+        return DyckSource(vocabulary=vocabulary, **self.arguments())
+
+
+class DyckSource(Source):
     """Random words of the k-Dyck language; reads neither conditions nor seeds.
 
     `permute` renames the tokens of each row by a random permutation of the vocabulary.
     """
-
-    seed_tokens = 0
 
     def __init__(
         self,

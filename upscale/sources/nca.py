@@ -23,17 +23,26 @@ multiples of 2^-14, all sums are then exact in float64, and only the exponential
 Which rules pass depends on zlib's version, since another compressor gives other sizes.
 """
 
+from __future__ import annotations
+
 import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy
 import torch
+from pydantic import Field
 
 from upscale.errors import UserError
 from upscale.randomness.streams import Purpose, Stream
+from upscale.settings import Count, CountOrZero, NotNegative
+from upscale.sources.base import Problems, Range, Source, SourceSettings, exceeds
 from upscale.sources.tokens import check_vocabulary, drawn, renamed, token_dtype
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
 PERCEPTION, HIDDEN = 4, 16
 FILTER_FRAMES = 10
@@ -59,13 +68,57 @@ _MOST_ROWS = 1 << (32 - _LANE_BITS)
 Rules = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class NCASource:
+class NCASettings(SourceSettings):
+    measured = {"": {}, "all rules": {"band": [0.0, 2.0]}}
+
+    kind: Literal["nca"]
+    colours: Annotated[int, Field(ge=2)] = 4
+    """Values of a cell; colours ^ (cells of a patch) tokens must fit into model.vocabulary."""
+    grid: Annotated[int, Field(ge=3)] = 12
+    """Rows and columns of cells, a multiple of the patch's."""
+    patch: Annotated[list[Count], Field(min_length=2, max_length=2)] = [2, 2]
+    """Rows and columns of the cells that make one token."""
+    burn_in: CountOrZero = 10
+    """States dropped at the start of a trajectory."""
+    stride: Count = 1
+    """Steps from one frame to the next."""
+    temperature: NotNegative = 1e-4
+    """Temperature of a cell's draw; 0: the most likely colour."""
+    identity_bias: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    """Added to the logit of the colour that a cell has already."""
+    wrap_channels: bool = False
+    """Wrap the convolution around the colours as well, as the published code does."""
+    delimiters: bool = False
+    """Lead and end each frame with a token of its own, as the paper."""
+    band: Range = [0.75, 2.0]
+    """Complexity of the rules used: above and below these shares of what gzip makes of random tokens; [0, 2]: all."""
+    permute: bool = True
+    """Rename the tokens of each row at random; false: a fixed code for patches, as the paper."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        high, wide = self.patch
+        needed = self.colours ** (high * wide) + 2 * self.delimiters
+        frame = self.grid**2 // (high * wide) + 2 * self.delimiters
+        if model and needed > model.vocabulary:
+            yield "colours", f"{self.colours} in patches of {self.patch} need {needed} tokens: {exceeds(model)}"
+        if self.grid % high or self.grid % wide:
+            yield "grid", f"{self.grid} is not a multiple of the patch's sides {self.patch}"
+        elif model and frame > model.context + 1:
+            yield "grid", f"{self.grid} makes frames of {frame} tokens, but a row holds {model.context + 1}"
+        if 0 < self.temperature < 1e-6:
+            yield "temperature", f"{self.temperature} is neither 0 (the most likely colour) nor at least 1e-6"
+        if self.band[0] >= self.band[1]:
+            yield "band", f"{self.band} is not [low, high]"
+
+    def build(self, vocabulary: int) -> NCASource:
+        return NCASource(vocabulary=vocabulary, **self.arguments())
+
+
+class NCASource(Source):
     """A random automaton a row; reads neither conditions nor seeds.
 
     Raises UserError for a band that fewer than 2 % of 300 rules meet.
     """
-
-    seed_tokens = 0
 
     def __init__(
         self,

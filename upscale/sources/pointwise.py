@@ -6,19 +6,31 @@ random entries and 1e-8 at the others, which is, but in fewer than one row of 10
 sum at those entries and nothing elsewhere; k = 0 leaves one random entry, as k = 1 does.
 """
 
+from __future__ import annotations
+
+from typing import Literal
+
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.sources.base import Source, SourceSettings
 from upscale.sources.tokens import check_vocabulary, drawn, permutations, token_dtype
 
 VARIANTS = ("paper", "code")
 _LARGEST_COUNT = 19
 
 
-class PointwiseSource:
-    """Independent tokens, a distribution a row; reads neither conditions nor seeds."""
+class PointwiseSettings(SourceSettings):
+    kind: Literal["pointwise"]
+    variant: Literal["paper", "code"] = "paper"
+    """paper: a Dirichlet(1/2) distribution a row; code: what the published code does, 0 to 19 tokens a row."""
 
-    seed_tokens = 0
+    def build(self, vocabulary: int) -> PointwiseSource:
+        return PointwiseSource(vocabulary=vocabulary, **self.arguments())
+
+
+class PointwiseSource(Source):
+    """Independent tokens, a distribution a row; reads neither conditions nor seeds."""
 
     def __init__(self, *, vocabulary: int, variant: str = "paper") -> None:
         check_vocabulary(vocabulary)

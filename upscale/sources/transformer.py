@@ -9,12 +9,44 @@ code instead passes buffer rows once, in parallel (its sequential form ignores t
 reads its own output, and is not made here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
-from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled
+from upscale.settings import AUTO, Auto, Count
+from upscale.sources.autoregressive import FILL, AutoregressiveSettings, AutoregressiveSource, Head, filled
+from upscale.sources.base import Problems
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
+
+
+class TransformerSettings(AutoregressiveSettings):
+    kind: Literal["transformer"]
+    hidden: Count | Auto = AUTO
+    """Width, a multiple of `heads`; auto: the multiple nearest to model.width / 10."""
+    layers: Count = 1
+    """Layers, as many as the LSTM's by default."""
+    heads: Count = 4
+    """Attention heads."""
+
+    def resolved(self, model: ModelConfig) -> TransformerSettings:
+        hidden = max(1, round(model.width / 10 / self.heads)) * self.heads
+        return self.model_copy(update={"hidden": hidden}) if self.hidden == AUTO else self
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        yield from super().problems(model)
+        if self.hidden != AUTO and (self.hidden < 2 or self.hidden % self.heads):
+            yield "hidden", f"{self.hidden} must be at least 2 and a multiple of heads = {self.heads}"
+        if self.hidden == AUTO and self.heads == 1 and model and model.width < 15:
+            yield "hidden", f"auto is model.width / 10 = {model.width / 10}: give at least 2"
+
+    def build(self, vocabulary: int) -> TransformerSource:
+        return TransformerSource(vocabulary=vocabulary, **self.arguments())
 
 
 class TransformerSource(AutoregressiveSource):
@@ -48,7 +80,7 @@ class TransformerSource(AutoregressiveSource):
             raise ValueError(f"heads is {heads}; allowed: a divisor of hidden ({hidden})")
         self.layers, self.heads = layers, heads
 
-    def _walk(self, stream: Stream, rows: int, length: int) -> "_Walk":
+    def _walk(self, stream: Stream, rows: int, length: int) -> _Walk:
         return _Walk(self, stream, rows, length)
 
 

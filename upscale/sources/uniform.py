@@ -1,15 +1,25 @@
 """The uniform source: independent uniform tokens, the control that teaches nothing."""
 
+from __future__ import annotations
+
+from typing import Literal
+
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
+from upscale.sources.base import Source, SourceSettings
 from upscale.sources.tokens import check_vocabulary, token_dtype
 
 
-class UniformSource:
-    """Writes noise; reads neither conditions nor seeds."""
+class UniformSettings(SourceSettings):
+    kind: Literal["uniform"]
 
-    seed_tokens = 0
+    def build(self, vocabulary: int) -> UniformSource:
+        return UniformSource(vocabulary=vocabulary, **self.arguments())
+
+
+class UniformSource(Source):
+    """Writes noise; reads neither conditions nor seeds."""
 
     def __init__(self, *, vocabulary: int) -> None:
         check_vocabulary(vocabulary)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from upscale import schedule, sources
+from upscale import schedule
 from upscale.checkpoint import manifest, run_directory, warm_start
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
@@ -207,7 +207,7 @@ def _problems_of_files(config: Config, metrics: list[Metric]) -> Iterator[str]:
         training_rows.opened(config)
         if config.data.kind == "synthetic":
             for source in config.data.sources:  # a source that cannot write, such as an NCA with an impossible band
-                sources.build(source, config.model.vocabulary)
+                source.build(config.model.vocabulary)
         names = suite.check_names(config.evaluation.tasks) if config.evaluation.every else []
         texts = {name: load_text(name, config.evaluation.data_dir) for name in names if name in TEXTS}
     except UserError as error:

@@ -1,9 +1,9 @@
 """Jobs that follow a running pre-training: each milestone's checkpoint is handed to a job script, once.
 
-`python -m upscale.launch.slurm.followups --run DIR [--every SECONDS] SCRIPT` submits `SCRIPT DIR STEP` with sbatch for every
-milestone that has a complete checkpoint. What was submitted stands in DIR/slurm/jobs.jsonl, so that a restart submits
-nothing twice. It runs beside the batch script, not in the trainer: sbatch may not exist where the ranks run (in a
-container, say), and nothing that goes wrong here can reach the training.
+`python -m upscale.launch.slurm.followups --run DIR [--every SECONDS] SCRIPT` submits `SCRIPT DIR STEP` with sbatch for
+every milestone that has a complete checkpoint. What was submitted stands in DIR/slurm/jobs.jsonl, so that a restart
+submits nothing twice. It runs beside the batch script, not in the trainer: sbatch may not exist where the ranks run (in
+a container, say), and nothing that goes wrong here can reach the training.
 """
 
 from __future__ import annotations

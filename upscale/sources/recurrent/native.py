@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from upscale.machine import compiler
-from upscale.sources.program import Program
+from upscale.sources.recurrent.program import Program
 
 TILE = 6
 """Rows that the C code takes at a time, or a multiple: threads get whole tiles."""
@@ -45,7 +45,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 def write(
     program: Program, conditions: torch.Tensor, seeds: torch.Tensor, heights: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
-    """Tokens (L, rows, length) int16, each row after its seed; see `upscale.sources.fused.write`."""
+    """Tokens (L, rows, length) int16, each row after its seed; see `upscale.sources.recurrent.fused.write`."""
     lanes, rows, length = conditions.shape
     called = library(program.embedding.dtype)
     units = called.upscale_recurrent_units()

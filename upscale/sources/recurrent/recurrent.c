@@ -1,4 +1,4 @@
-/* The walk of upscale/sources/native.py on a CPU: rows of one random LSTM or GRU.
+/* The walk of upscale/sources/recurrent/native.py on a CPU: rows of one random LSTM or GRU.
 
    Every sum is made in the order of its inner index, one fused multiply-add a term, and all else is IEEE arithmetic in
    a fixed order: so a row's bits depend neither on the rows and lanes that share a call, nor on threads, nor on how

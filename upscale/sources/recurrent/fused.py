@@ -9,8 +9,8 @@ computed; sums are ordered differently here than there, so in float32 the two pa
 Widths are filled up with zeros to powers of two (a hidden unit without weights stays 0), and the vocabulary with tokens
 of probability 0. The hidden state lies in memory, in two copies of which one is read and one is written, since each
 column of the product reads all of it; it never leaves the cache. The uniform numbers of the draws are made beforehand
-by `upscale.randomness.streams`: 4 bytes a token, 2 MB for 1024 rows, are less than the tables, and the bits are those of
-every other device without a second implementation.
+by `upscale.randomness.streams`: 4 bytes a token, 2 MB for 1024 rows, are less than the tables, and the bits are those
+of every other device without a second implementation.
 
 What to expect, by arithmetic and not measured: at width 1024 (hidden 102, filled up to 128) 64 lanes of 16 rows are 64
 instances on the 132 multiprocessors of an H200. A step is 16 x 128 x (512 + 256) = 1.6 M multiply-adds an instance,
@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from upscale.sources.program import Program
+from upscale.sources.recurrent.program import Program
 
 ROWS, UNITS, DEPTH = 16, 64, 32
 LEAST_WIDTH = 64

@@ -9,26 +9,54 @@ z), and a step is two row gathers, one recurrent product, the gates, the head an
 be the same bits whichever lanes share the call (`upscale.sources.autoregressive`).
 
 There are three ways to write them (`RecurrentSource.method`), chosen by the machine alone: one Triton kernel on a GPU
-(`upscale.sources.fused`), compiled C on a CPU (`upscale.sources.native`), and the PyTorch operations of this file
-where there is no Triton or no C compiler. In the last, everything between the products is rounded exactly once (add,
-subtract, multiply) or goes through a sigmoid that sees whole vectors only (`_Block`). Each way rounds otherwise, and
-near-greedy sampling amplifies that to other text; checkpoints say which it was, and a resumed run tells a change.
+(fused.py), compiled C on a CPU (native.py), and the PyTorch operations of this file where there is no Triton or no C
+compiler. In the last, everything between the products is rounded exactly once (add, subtract, multiply) or goes through
+a sigmoid that sees whole vectors only (`_Block`). Each way rounds otherwise, and near-greedy sampling amplifies that to
+other text; checkpoints say which it was, and a resumed run tells a change.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from upscale.machine.compiler import triton_found
 from upscale.randomness.streams import Purpose, Stream
-from upscale.sources import native
-from upscale.sources.autoregressive import FILL, AutoregressiveSource, Head, filled, filled_up
-from upscale.sources.program import Program
+from upscale.settings import AUTO, Auto, Count
+from upscale.sources.autoregressive import FILL, AutoregressiveSettings, AutoregressiveSource, Head, filled, filled_up
+from upscale.sources.base import Problems
+from upscale.sources.recurrent import native
+from upscale.sources.recurrent.program import Program
 from upscale.sources.tokens import token_dtype
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
 # The fused kernel holds the logits of a tile of rows in registers, all at once.
 MOST_FUSED_TOKENS = 256
 
 # The least number of elements that an elementwise CPU kernel gives a thread.
 _ELEMENTS_PER_THREAD = 1 << 15
+
+
+class RecurrentSettings(AutoregressiveSettings):
+    kind: Literal["lstm", "gru"]
+    hidden: Count | Auto = AUTO
+    """Hidden units; auto: model.width / 10. The embedding has half of it."""
+
+    def resolved(self, model: ModelConfig) -> RecurrentSettings:
+        return self.model_copy(update={"hidden": round(model.width / 10)}) if self.hidden == AUTO else self
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        yield from super().problems(model)
+        if self.hidden != AUTO and self.hidden < 2:
+            yield "hidden", f"{self.hidden} is too small: its embedding has half of it"
+        if model and self.hidden == AUTO and round(model.width / 10) < 2:
+            yield "hidden", f"auto is model.width / 10 = {model.width / 10}: give at least 2"
+
+    def build(self, vocabulary: int) -> RecurrentSource:
+        return {"lstm": LSTMSource, "gru": GRUSource}[self.kind](vocabulary=vocabulary, **self.arguments())
 
 
 class RecurrentSource(AutoregressiveSource):
@@ -78,19 +106,19 @@ class RecurrentSource(AutoregressiveSource):
         if method not in ("fused", "native"):
             return super()._write(stream, conditions, seeds)
         if method == "fused":
-            from upscale.sources.fused import write
+            from upscale.sources.recurrent.fused import write
         else:
-            from upscale.sources.native import write
+            from upscale.sources.recurrent.native import write
 
         heights = self._heights(stream, conditions.shape[1], conditions.shape[2] - self.seed_tokens)
         tokens = write(self.program(stream), conditions, seeds, heights, self.temperature)
         return tokens.to(token_dtype(self.vocabulary))
 
-    def _walk(self, stream: Stream, rows: int, length: int) -> "_Step":
+    def _walk(self, stream: Stream, rows: int, length: int) -> _Step:
         return _Step(self, self.program(stream), rows)
 
     @staticmethod
-    def _cell(step: "_Step") -> None:
+    def _cell(step: _Step) -> None:
         """Takes `step.hidden` (and `step.memory`) one token further."""
         raise NotImplementedError
 
@@ -101,7 +129,7 @@ class LSTMSource(RecurrentSource):
     gate_factors = (1, 1, 2, 1)
 
     @staticmethod
-    def _cell(step: "_Step") -> None:
+    def _cell(step: _Step) -> None:
         # c' = f c + i g and h' = o tanh(c'), held as `memory` = 2 c and `hidden` = h / 2: with s = sigmoid(2 x) and
         # tanh(x) = 2 (s - 1/2), 2 c' = f (2 c) + 4 i (s - 1/2) and h' / 2 = o (sigmoid(2 c') - 1/2).
         step.gates.whole.baddbmm_(step.state, step.matrix)
@@ -118,7 +146,7 @@ class GRUSource(RecurrentSource):
     gate_factors = (1, 1, 2)
 
     @staticmethod
-    def _cell(step: "_Step") -> None:
+    def _cell(step: _Step) -> None:
         # n = tanh(input_n + r recurrent_n) and h' = n + z (h - n), held as `hidden` = h / 2 and `squashed` = n / 2. The
         # two parts of n meet only after r, so the input's is set aside until then.
         torch.bmm(step.state, step.matrix, out=step.recurrent)
@@ -149,7 +177,7 @@ class _Block:
         self.parts = self.view.chunk(parts, dim=-1)
         self._pieces = flat.split(2 * _ELEMENTS_PER_THREAD) if like.device.type == "cpu" else (flat,)
 
-    def sigmoid(self, out: "_Block") -> None:
+    def sigmoid(self, out: _Block) -> None:
         for given, taken in zip(self._pieces, out._pieces, strict=True):
             torch.sigmoid(given, out=taken)
 

@@ -15,7 +15,7 @@ A program is written while it runs: when execution reaches its end, the next sym
 
 Every executed instruction is one step. A run ends at `steps` steps, when the row is full, or when instruction
 `program_length` + 1 is needed. Symbols are drawn uniformly from the seven, or by an order-2 Markov chain over the
-executed program (`sampler: markov`; its weights are in utm_transitions.json, see tests/benchmarks/utm_transitions.py).
+executed program (`sampler: markov`; its weights are in transitions.json, see tests/benchmarks/utm_transitions.py).
 The rest of a row repeats what was printed, or is 0 (`padding`); a program that prints nothing counts as one that prints
 a single 0. The published ids are the values; `permute` renames those of each row at random.
 
@@ -23,23 +23,33 @@ The machine is a C file, run on the CPU by as many threads as torch has: a progr
 for which thousands of small kernels on a GPU are no match.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy
 import torch
+from pydantic import BeforeValidator, Field
 
 from upscale.machine import compiler
 from upscale.randomness.streams import Purpose, Stream
+from upscale.settings import integral
+from upscale.sources.base import Problems, Source, SourceSettings, exceeds
 from upscale.sources.tokens import check_vocabulary, renamed, token_dtype
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
 SYMBOLS = "+-><[].{"
 SAMPLERS = ("uniform", "markov")
 PADDINGS = ("repeat", "zero")
 STATUSES = ("HALTED", "TIMEOUT", "OUTPUT_LIMIT")
 MOST = 1 << 30
+Bound = Annotated[int, BeforeValidator(integral), Field(ge=1, le=MOST)]
 
 
 class _Settings(ctypes.Structure):
@@ -57,13 +67,47 @@ class _Settings(ctypes.Structure):
     ]
 
 
-class UTMSource:
+class UTMSettings(SourceSettings):
+    measured = {
+        "": {},
+        **{
+            f"{factor}x": {"memory": 10 * factor, "steps": 100 * factor, "program_length": 100 * factor}
+            for factor in (10, 50, 250)
+        },
+        "50x, markov": {"memory": 500, "steps": 5000, "program_length": 5000, "sampler": "markov"},
+    }
+
+    kind: Literal["utm"]
+    alphabet: Annotated[int, Field(ge=2, le=256)] = 128
+    """Values of a cell, at most model.vocabulary."""
+    memory: Bound = 10
+    """Cells of the ring of memory."""
+    steps: Bound = 100
+    """Instructions a program may execute."""
+    program_length: Bound = 100
+    """Instructions a program may hold."""
+    sampler: Literal["uniform", "markov"] = "uniform"
+    """uniform: every instruction equally likely; markov: an order-2 chain, for far richer programs."""
+    padding: Literal["repeat", "zero"] = "repeat"
+    """What follows a program's output in its row: the output again and again, or token 0."""
+    permute: bool = True
+    """Rename the tokens of each row at random; false: a token is a cell's value."""
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        if model and self.alphabet > model.vocabulary:
+            yield "alphabet", f"{self.alphabet} is {exceeds(model)}"
+        if self.program_length > self.steps:
+            yield "program_length", f"{self.program_length} exceeds steps = {self.steps}: the rest is never read"
+
+    def build(self, vocabulary: int) -> UTMSource:
+        return UTMSource(vocabulary=vocabulary, **self.arguments())
+
+
+class UTMSource(Source):
     """A random program a row; reads neither conditions nor seeds.
 
     Raises UserError when the machine has no C compiler.
     """
-
-    seed_tokens = 0
 
     def __init__(
         self,
@@ -155,6 +199,6 @@ def transitions(counts: dict[str, list[int]] | None = None) -> numpy.ndarray:
     ones); every one counts half a time more.
     """
     if counts is None:
-        counts = json.loads(Path(__file__).with_name("utm_transitions.json").read_text())["counts"]
+        counts = json.loads(Path(__file__).with_name("transitions.json").read_text())["counts"]
     contexts = ["", *SYMBOLS, *(first + second for first in SYMBOLS for second in SYMBOLS)]
     return numpy.cumsum([[2 * number + 1 for number in counts[context]] for context in contexts], axis=1, dtype="u4")

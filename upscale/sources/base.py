@@ -1,0 +1,69 @@
+"""What every source is made of: the settings that name it in a config, and the program that writes its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from upscale.randomness.streams import Stream
+from upscale.settings import NotNegative, Section
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
+
+Range = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
+Problems = Iterator[tuple[str, str]]
+
+
+class Source:
+    """Writes rows of fresh random programs; the lanes ask nothing else of it."""
+
+    seed_tokens: int = 0
+    """How many tokens of a row are its seed; 0 for a source that needs none."""
+
+    def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """New rows, (L, rows, length), one program for each of the stream's L pairs (lane, round).
+
+        `conditions` is (L, rows, length); `seeds` is (L, rows, seed_tokens), and a source with seeds begins each row
+        with its own. Tokens are uint8, or int16 where the vocabulary exceeds 256.
+        All that is random comes from the stream, and a pair's rows do not depend on which pairs share the call.
+        """
+        raise NotImplementedError
+
+    def method(self, device: torch.device) -> str:
+        """How rows are computed there: two methods round differently, and so write other rows; exact: integers only."""
+        return "exact"
+
+
+class SourceSettings(Section):
+    """One entry of `data.sources`. Every subclass in this room with a field `kind` is one."""
+
+    measured: ClassVar[dict[str, dict[str, Any]]] = {"": {}}
+    """What `upscale bench --sources` measures: keys to give, by what distinguishes them in the table."""
+
+    weight: NotNegative = 1.0
+    """Relative frequency among the sources; 0: never."""
+
+    def resolved(self, model: ModelConfig) -> SourceSettings:
+        """The same entry with every `auto` replaced."""
+        return self
+
+    def problems(self, model: ModelConfig | None) -> Problems:
+        """Impossible values as (key, message); `model` is None where that section is itself in error."""
+        yield from ()
+
+    def build(self, vocabulary: int) -> Source:
+        """The source that this entry describes, for token ids 0 to vocabulary - 1."""
+        raise NotImplementedError
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields that describe the source itself, as keyword arguments."""
+        return {name: value for name, value in vars(self).items() if name not in ("kind", "weight")}
+
+
+def exceeds(model: ModelConfig) -> str:
+    """Half a sentence for what needs more token ids than the model has."""
+    return f"more than model.vocabulary = {model.vocabulary}"
