@@ -17,10 +17,10 @@ from tests.reference.training import PlainTrainer
 from tests.test_train import command, finish, losses, metrics, start, torchrun, train
 from upscale import engines
 from upscale.checkpoint import export, run_directory, warm_start
+from upscale.checkpoint.export import load_model
 from upscale.data import training_rows
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.evaluation.standalone import load_model
 from upscale.evaluation.texts import load_text
 from upscale.model import parametrization
 

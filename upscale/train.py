@@ -36,7 +36,7 @@ from upscale.distributed import flight_recorder
 from upscale.distributed.watchdog import Watchdog
 from upscale.distributed.world import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
-from upscale.evaluation import suite
+from upscale.evaluation import overlap, suite
 from upscale.evaluation.table import summary
 from upscale.launch import signals
 from upscale.machine.timing import Stopwatch, peak_memory_gib
@@ -129,7 +129,7 @@ class Trainer:
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
         self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
-        overlaps = training_rows.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
+        overlaps = overlap.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
         for note in [self.introduction(), *notes, *more_notes, *overlaps]:
             self.tracker.note(note)
 

@@ -11,6 +11,7 @@ from upscale import planning
 from upscale.config import buffer_rows, enriched_rows
 from upscale.config import files as config_files
 from upscale.errors import UserError
+from upscale.files import read_yaml
 from upscale.model import parametrization
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -161,7 +162,7 @@ def test_impossible_values(overrides, expected):
 def test_a_file_may_merge_what_it_said_before(tmp_path):
     path = tmp_path / "merged.yaml"
     path.write_text("one: &one {width: 384, heads: 3}\ntwo: {<<: *one, width: 512}\n")
-    assert config_files.read_yaml(path, "config", "a mapping")["two"] == {"width": 512, "heads": 3}
+    assert read_yaml(path, "config", "a mapping")["two"] == {"width": 512, "heads": 3}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from upscale.corpora.reading import Windows
 from upscale.data import training_rows
 from upscale.data.lanes import owned_lanes
 from upscale.errors import UserError
+from upscale.evaluation import overlap
 from upscale.evaluation.dataset import Dataset
 from upscale.evaluation.texts import load_text
 
@@ -91,7 +92,7 @@ def test_an_evaluated_text_that_is_trained_on_is_told(tmp_path, monkeypatch):
     corpus(tmp_path / "wp", content, sizes, piece_bytes=4096)
     held_out = load_text("wp", tmp_path)
     first = Dataset("linux", "text", whole.data[: len(content) // 10], split="data_dir")
-    found = training_rows.overlaps(config(tmp_path / "wp"), [whole, first])
+    found = overlap.overlaps(config(tmp_path / "wp"), [whole, first])
     assert [line.split()[1] for line in found] == ["wp", "linux"] and "validation split is held out" in found[0]
-    assert held_out.split == "validation" and training_rows.overlaps(config(tmp_path / "wp"), [held_out]) == []
-    assert training_rows.overlaps(tiny.config(), [whole]) == []
+    assert held_out.split == "validation" and overlap.overlaps(config(tmp_path / "wp"), [held_out]) == []
+    assert overlap.overlaps(tiny.config(), [whole]) == []

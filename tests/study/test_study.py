@@ -16,10 +16,10 @@ from tests.launch.test_supervisor import left_over
 from tests.study import tiny
 from tests.test_train import environment, finish, logged, wait_for
 from upscale.checkpoint import run_directory
+from upscale.checkpoint.export import load_model
 from upscale.cli import study as study_command
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.evaluation.standalone import load_model
 from upscale.files import read_json_lines
 from upscale.model import parametrization
 from upscale.report.comparison import instances_to_reach

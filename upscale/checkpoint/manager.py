@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from upscale import schedule
-from upscale.checkpoint import manifest, run_directory
+from upscale.checkpoint import layout, manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.warm_start import Initialization
 from upscale.checkpoint.writer import Writer, snapshot
@@ -42,7 +42,7 @@ class Saver:
 
     def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Rows):
         self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
-        self.folder = directory / run_directory.CHECKPOINTS
+        self.folder = directory / layout.CHECKPOINTS
         self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
         self._blocking_seconds = 0.0
 

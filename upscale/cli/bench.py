@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     ranks = placement(os.environ).size if launched else options.ranks or 1
     _check(options, config, ranks)
     if ranks > 1 and not launched:
-        program = (sys.executable, "-m", "upscale.bench")
+        program = (sys.executable, "-m", "upscale.cli", "bench")
         reason, code = Supervisor(arguments, Path(config.run.dir), ranks, 0, program).attempt(ranks)
         if code < 0 or code not in (0, 1, 2):
             raise RunError(reason)

@@ -9,6 +9,7 @@ from html import escape
 
 import numpy
 
+from upscale.console.text import duration
 from upscale.report import comparison
 from upscale.report.canvas import colour_of, smoothing_window
 from upscale.report.figures import Picture, tasks_of
@@ -132,7 +133,7 @@ def _runs_table(runs: Sequence[Run]) -> str:
             _cell(" → ".join(map(str, run.world_sizes)) or _UNKNOWN),
             _cell(*_final_loss(run)),
             _cell(f"{verdicts.count('beats')} of {compared}" if compared else _UNKNOWN),
-            _cell(f"{run.seconds:,.0f}" if run.seconds else _UNKNOWN, _duration(run.seconds)),
+            _cell(f"{run.seconds:,.0f}" if run.seconds else _UNKNOWN, "" if run.seconds < 60 else duration(run.seconds)),
             _cell(_memory(run)),
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -336,13 +337,3 @@ def _bits(bits: float) -> str:
 
 def _count(number: float) -> str:
     return _UNKNOWN if math.isnan(number) else f"{number:,.0f}"
-
-
-def _duration(seconds: float) -> str:
-    """Hours and minutes beside the seconds, from a minute on."""
-    if seconds < 60:
-        return ""
-    minutes = round(seconds / 60)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    parts = [f"{number} {unit}" for number, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if number]
-    return " ".join(parts[:2])

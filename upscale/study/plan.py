@@ -12,13 +12,13 @@ from pathlib import Path
 import yaml
 
 from upscale import schedule
-from upscale.checkpoint import manifest, run_directory, warm_start
+from upscale.checkpoint import layout, manifest, run_directory, warm_start
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.corpora import index
 from upscale.data import training_rows
 from upscale.errors import UserError
-from upscale.evaluation import suite
+from upscale.evaluation import overlap, suite
 from upscale.evaluation.texts import TEXTS, load_text
 from upscale.study.schema import Metric, Step, Study, failure
 
@@ -63,7 +63,7 @@ class Member:
 
     def seen(self) -> int:
         """Instances of its newest complete checkpoint; 0 without one."""
-        folder = self.directory / run_directory.CHECKPOINTS
+        folder = self.directory / layout.CHECKPOINTS
         for step in reversed(manifest.steps(folder)):
             try:
                 return manifest.read(manifest.step_folder(folder, step))["counters"]["instances"]
@@ -237,13 +237,13 @@ def _problems_of_held_out_texts(plan: Plan, configs: dict[str, Config]) -> Itera
         text = load_text(metric.task, configs[metric.stage].evaluation.data_dir)
         earlier = [m.stage for arm in plan.arms_with(metric.stage) for m in plan.chain_before(arm, metric.stage)]
         for stage in dict.fromkeys([metric.stage, *earlier]):
-            for warning in training_rows.overlaps(configs[stage], [text]):
+            for warning in overlap.overlaps(configs[stage], [text]):
                 yield f"stage {stage}: {warning.removeprefix('WARNING: ')}"
 
 
 def _changes(member: Member) -> Iterator[str]:
     """A member that has begun with other settings: its results would be of neither."""
-    saved = member.directory / run_directory.CONFIG
+    saved = member.directory / layout.CONFIG
     if not saved.is_file() or not member.seen():
         return
     old = config_files.as_tree(run_directory.read_config(member.directory).resolved())

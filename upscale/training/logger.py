@@ -15,14 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from upscale.config import Config
 from upscale.config.files import as_tree
+from upscale.console.text import duration
 from upscale.files import read_json_lines, write_atomically
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 for 3723 seconds, 2d 1:02:03 with days."""
-    days, rest = divmod(int(seconds), 86400)
-    clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days}d {clock}" if days else clock
 
 
 class _Console(Console):

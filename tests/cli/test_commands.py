@@ -147,7 +147,7 @@ def test_samples_of_the_sources_are_written(run):
     ("arguments", "message"),
     [
         (["evaluate", "--run", "nowhere"], "nowhere is not a run directory"),
-        (["trian"], "unknown verb 'trian'"),
+        (["trian"], "unknown command 'trian'"),
         (["sample", "--rows", "0"], "must be at least 1"),
         (["evaluate"], "required: --run"),
     ],

@@ -27,7 +27,7 @@ QUICK = ["data.sources=[{kind: uniform}]", "--steps", "2", "--warm-up", "1"]
 
 def bench(*arguments: object, expect: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "upscale.bench", *map(str, arguments)],
+        [sys.executable, "-m", "upscale.cli", "bench", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=240,
