@@ -133,7 +133,7 @@ def _runs_table(runs: Sequence[Run]) -> str:
             _cell(" → ".join(map(str, run.world_sizes)) or _UNKNOWN),
             _cell(*_final_loss(run)),
             _cell(f"{verdicts.count('beats')} of {compared}" if compared else _UNKNOWN),
-            _cell(f"{run.seconds:,.0f}" if run.seconds else _UNKNOWN, "" if run.seconds < 60 else duration(run.seconds)),
+            _cell(f"{run.seconds:,.0f}" if run.seconds else _UNKNOWN, _from_a_minute_on(run.seconds)),
             _cell(_memory(run)),
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -337,3 +337,7 @@ def _bits(bits: float) -> str:
 
 def _count(number: float) -> str:
     return _UNKNOWN if math.isnan(number) else f"{number:,.0f}"
+
+
+def _from_a_minute_on(seconds: float) -> str:
+    return duration(seconds) if seconds >= 60 else ""
