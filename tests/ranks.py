@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
@@ -19,9 +21,16 @@ from tests.pace import Deadline
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on, below those that the kernel hands out, and of this worker of pytest-xdist only.
+
+    Between 20000 and 29999, where it is also the port that a job of Slurm with this number would use.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 20000 + 500 * (worker % 20) + random.randrange(500)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run_ranks(function: Callable, size: int, *arguments, timeout_seconds: float = 180) -> list:
