@@ -16,6 +16,7 @@ from tests.test_train import finish, start_fresh
 from tests.tiny import TINY
 
 PORT = "29500"
+FSDP = "engine.name=fsdp"  # whose ranks start sooner than DeepSpeed's
 
 
 def training(directory: Path) -> list[str]:
@@ -40,7 +41,9 @@ def test_torchrun(cluster: Cluster, tmp_path):
     for rank, node in enumerate(("n1", "n2")):
         words = ["torchrun", "--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1", "--master_addr=n1"]
         processes.append(
-            start_fresh([*cluster.enter(node, ROOT), *words, f"--master_port={PORT}", *training(tmp_path / "run")])
+            start_fresh(
+                [*cluster.enter(node, ROOT), *words, f"--master_port={PORT}", *training(tmp_path / "run"), FSDP]
+            )
         )
     check(tmp_path / "run", *processes)
 
