@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from tests import tiny
-from tests.test_train import environment
+from tests.test_train import finish, start
 from upscale.bench import compare, plain, tables
 from upscale.bench.machine import summary
 from upscale.cli import bench as bench_command
@@ -26,15 +24,9 @@ QUICK = ["data.sources=[{kind: uniform}]", "--steps", "2", "--warm-up", "1"]
 
 
 def bench(*arguments: object, expect: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "upscale.cli", "bench", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment(PYTHONPATH=os.getcwd()),
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    code, output = finish(start([sys.executable, "-m", "upscale.cli", "bench", *map(str, arguments)]))
+    assert code == expect, output
+    return output
 
 
 @pytest.fixture(scope="module")

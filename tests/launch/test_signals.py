@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
-from tests.test_train import command, finish, metrics, start, wait_for
+from tests.test_train import catches, command, finish, metrics, start_fresh, wait_for
 from upscale.checkpoint import manifest
 
 
-def catches(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal, from the kernel's own record."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-    return False
-
-
 def test_it_is_taken_up_after_the_first_step(tmp_path):
-    process = start([sys.executable, "upscale/train.py", *command(tmp_path, "schedule.instances=10e6")])
+    process = start_fresh([sys.executable, "upscale/train.py", *command(tmp_path, "schedule.instances=10e6")])
     wait_for(lambda: catches(process.pid, signal.SIGUSR1), process)
     process.send_signal(signal.SIGUSR1)
     code, output = finish(process)
