@@ -17,7 +17,15 @@ def words(out: torch.Tensor, key: tuple[int, int], purpose: int, rounds: torch.T
     """
     blocks = out.shape[1]
     _words[(len(rounds), triton.cdiv(blocks, COUNTERS))](
-        out, rounds, lanes, blocks, *key, int(purpose), SHIFT=8 if out.dtype == torch.float32 else 0, COUNTERS=COUNTERS
+        out,
+        rounds,
+        lanes,
+        blocks,
+        *key,
+        int(purpose),
+        SHIFT=8 if out.dtype == torch.float32 else 0,
+        COUNTERS=COUNTERS,
+        enable_fp_fusion=False,
     )
 
 
