@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from upscale.checkpoint import run_directory
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.distributed.world import World
 from upscale.errors import UserError
+from upscale.machine import accelerator
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -127,7 +126,7 @@ def sample(arguments: list[str]) -> int:
     if config.data.kind == "corpus":
         print("\n".join(printable(training_rows.opened(config)(range(1), "cpu").draw(options.rows))))
         return 0
-    lane = lanes.from_config(config, range(1), "cuda" if torch.cuda.is_available() else "cpu")
+    lane = lanes.from_config(config, range(1), accelerator.device_type())
     for _ in range(rounds - 1):
         lane.draw(1)
     for line in sample_lines(lane, 1, options.rows):

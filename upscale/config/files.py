@@ -14,6 +14,7 @@ from typing import Any
 import pydantic
 import yaml
 
+import upscale
 from upscale.config.schema import Config, Section, problems_between_sections
 from upscale.errors import UserError
 from upscale.files import write_atomically
@@ -45,10 +46,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read back as a text."""
+
+
 # YAML 1.1 wants a dot and a signed exponent in a float, so that 3e-4 would be a string.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
@@ -85,7 +91,7 @@ def read_yaml(path: Path, kind: str, form: str) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {kind} file {path}: {error}") from None
     try:
-        tree = yaml.load(text, _Loader)
+        tree = parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
@@ -95,6 +101,19 @@ def read_yaml(path: Path, kind: str, form: str) -> dict:
     return tree
 
 
+def parse(text: str) -> Any:
+    """The value of a YAML text, as every file and override of this project is read; raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
+
+
+def reads_as_itself(text: str) -> bool:
+    """Whether an override with this text as its value sets this text, without quotes."""
+    try:
+        return parse(text) == text
+    except yaml.YAMLError:
+        return False
+
+
 def _apply(tree: dict, override: str, origins: dict[str, str]) -> str | None:
     """Set one `section.key=value` in the tree; return what is wrong with it, if anything."""
     key, separator, text = override.partition("=")
@@ -102,7 +121,7 @@ def _apply(tree: dict, override: str, origins: dict[str, str]) -> str | None:
     if not separator or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         return f"override {override!r}: must be section.key=value, for example model.width=384"
     try:
-        value = yaml.load(text, _Loader)
+        value = parse(text)
     except yaml.YAMLError as error:
         return f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
     *parents, leaf = key.split(".")
@@ -214,20 +233,33 @@ def as_tree(config: Config) -> dict:
 
 def versions() -> dict[str, str]:
     """Versions of what ran, and the commit with '-dirty' when the tree had changes; 'unknown' outside a checkout."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found, "commit": _commit()}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "commit": _commit()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    """Of the checkout whose top holds this package: a repository further out tells nothing of it."""
+    top = Path(upscale.__file__).resolve().parents[1]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        if Path(_git(top, "rev-parse", "--show-toplevel")).resolve() != top:
+            return "unknown"
+        return _git(top, "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def write(config: Config, path: Path) -> None:
     """Save the tree with versions and commit; the file can be given to --config again."""
     tree = {**as_tree(config), "versions": versions()}
-    write_atomically(path, yaml.safe_dump(tree, sort_keys=False).encode())
+    write_atomically(path, yaml.dump(tree, Dumper=_Dumper, sort_keys=False).encode())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 import yaml
 
+from upscale.config import files as config_files
 from upscale.files import read_json_lines
 
 TaskKey = tuple[str, str]
@@ -165,7 +166,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         return {}, ""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
-        config = yaml.safe_load(text)
+        config = config_files.parse(text)
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import engines, schedule
+from upscale import engines, planning, schedule
 from upscale.config import AUTO, Config
 from upscale.distributed.world import World
 from upscale.model import parametrization
@@ -35,6 +35,15 @@ def most_rows(config: Config, ranks: int, batch: int | None = None) -> int:
     """Rows of a global batch (None: the full one) on the rank that has most."""
     batch = batch or schedule.full_batch_size(config.schedule, config.data.lanes)
     return batch // config.data.lanes * math.ceil(config.data.lanes / ranks)
+
+
+def micro_batch(config: Config, world: World) -> int:
+    """Rows a pass, the same on every rank: the least that one of them has room for.
+
+    How many passes a step takes follows from it, and every pass of a sharded model is full of collectives.
+    """
+    room = planning.micro_batch(config, world.device, most_rows(config, world.size), world.size)
+    return int(world.minimum(room))
 
 
 class Passes:
