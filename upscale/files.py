@@ -75,15 +75,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read back as a text."""
+
+
 # YAML 1.1 wants a dot and a signed exponent in a float, so that 3e-4 would be a string.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str) -> Any:
     """The value that a YAML text stands for; raises yaml.YAMLError."""
     return yaml.load(text, _Loader)
+
+
+def dump_yaml(tree: Any) -> str:
+    """A YAML text that `parse_yaml` reads back as the same value."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def reads_as_itself(text: str) -> bool:
+    """Whether an override with this text as its value sets this text, without quotes."""
+    try:
+        return parse_yaml(text) == text
+    except yaml.YAMLError:
+        return False
 
 
 def read_yaml(path: Path, kind: str, form: str) -> dict:

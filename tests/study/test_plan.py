@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.study import tiny
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.evaluation.texts import load_text
 from upscale.study import plan, schema
@@ -172,3 +173,20 @@ def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
         plan.make(path, schema.load(path))
     lines = str(raised.value).splitlines()[1:]
     assert lines and all("corpora/" in line and "is not prepared" in line for line in lines), raised.value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("3e4", "3e-4", "[x", "{", "a: b", "#", "# a", " a ", "", "null", "yes", "1_000", "0x1F", "1:30", "~"),
+        *("2020-01-01", "'", '"', "é", "\U0001f600", "*x", "&x", "!x", "%", "@", "plain", "a\nb", "-", "inf", "<<"),
+        *(3e4, 3e-4, 1e-30, 0.1, 7, True, None, [1, "3e4", ["[x"]], {"kind": "3e4", "weight": 3e-4}),
+    ],
+)
+def test_a_setting_of_a_study_arrives_as_it_was_given(value):
+    """Through the words that training is given, by the loader that reads them there: against the value itself."""
+    (word,) = plan._typed({"section.key": value})
+    schema: dict = {}
+    assert config_files._apply(schema, word, {}) is None
+    found = schema["section"]["key"]
+    assert found == value and type(found) is type(value)

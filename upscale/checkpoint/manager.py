@@ -34,6 +34,8 @@ class Counters:
     """What the next loss is compared with: see `upscale.training.spikes`."""
     spikes: list[dict] = field(default_factory=list)
     """One entry for each, oldest first: see `upscale.training.spikes.Spike`."""
+    evaluation_owed: bool = False
+    """An evaluation was due after this step, and a request to stop came first."""
     wandb_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
@@ -82,6 +84,16 @@ class Saver:
         self.writer.wait()
         failure, self.writer.failure = self.writer.failure, None
         return failure
+
+    def settle_evaluation(self, counters: Counters) -> str | None:
+        """Note in this step's checkpoint that the evaluation it owed has been recorded; returns why that failed."""
+        if self.world.is_main:
+            path = manifest.step_folder(self.folder, counters.step)
+            try:
+                manifest.write(path, {**manifest.read(path), "counters": asdict(counters)})
+            except (OSError, manifest.InvalidCheckpoint) as error:
+                return str(error)
+        return None
 
     def take_blocking_seconds(self) -> float:
         """Seconds training waited for saves since the last call."""

@@ -21,6 +21,7 @@ from upscale.distributed.world import World, placement
 from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
 from upscale.launch.supervisor import Supervisor
+from upscale.machine import accelerator
 
 LAUNCHED = ("RANK", "SLURM_STEP_ID")
 """What a launcher sets: this process is then one rank of a world that exists."""
@@ -110,7 +111,7 @@ def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) ->
 def _sources(options: argparse.Namespace) -> int:
     if options.repeats < 1 or options.width < 20:
         raise UserError(f"--repeats {options.repeats} --width {options.width}: must be at least 1 and 20")
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(options.device or accelerator.device_type())
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
     result = sources.run(options.width, options.repeats, device)

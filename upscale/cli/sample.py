@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.data import lanes, training_rows
 from upscale.data.sample import printable, sample_lines
 from upscale.errors import UserError
+from upscale.machine import accelerator
 from upscale.row_statistics import inputs, write
 
 
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> int:
     if config.data.kind == "corpus":
         print("\n".join(printable(training_rows.opened(config)(range(1), "cpu").draw(options.rows))))
         return 0
-    lane = lanes.from_config(config, range(1), "cuda" if torch.cuda.is_available() else "cpu")
+    lane = lanes.from_config(config, range(1), accelerator.device_type())
     for _ in range(rounds - 1):
         lane.draw(1)
     for line in sample_lines(lane, 1, options.rows):

@@ -14,9 +14,10 @@ from typing import Any
 import pydantic
 import yaml
 
+import upscale
 from upscale.config.schema import Config, Section, problems_between_sections
 from upscale.errors import UserError
-from upscale.files import parse_yaml, read_yaml, write_atomically
+from upscale.files import dump_yaml, parse_yaml, read_yaml, write_atomically
 
 PACKAGES = ("upscale", "torch", "deepspeed", "mup", "numpy")
 
@@ -172,20 +173,33 @@ def as_tree(config: Config) -> dict:
 
 def versions() -> dict[str, str]:
     """Versions of what ran, and the commit with '-dirty' when the tree had changes; 'unknown' outside a checkout."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found, "commit": _commit()}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "commit": _commit()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    """Of the checkout whose top holds this package: a repository further out tells nothing of it."""
+    top = Path(upscale.__file__).resolve().parents[1]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        if Path(_git(top, "rev-parse", "--show-toplevel")).resolve() != top:
+            return "unknown"
+        return _git(top, "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def write(config: Config, path: Path) -> None:
     """Save the tree with versions and commit; the file can be given to --config again."""
     tree = {**as_tree(config), "versions": versions()}
-    write_atomically(path, yaml.safe_dump(tree, sort_keys=False).encode())
+    write_atomically(path, dump_yaml(tree).encode())

@@ -39,7 +39,7 @@ def measure(
         slices=slices,
         context=config.model.context,
         world=world,
-        batch_rows=planning.micro_batch(config, world.device, MICRO_BATCH, world.size),
+        batch_rows=int(world.minimum(planning.inference_batch(config, world.device, MICRO_BATCH))),
         progress=progress,
     )
     place = {"step": counters["step"], "instances": counters["instances"]}

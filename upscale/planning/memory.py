@@ -153,3 +153,30 @@ def micro_batch(config: Config, device: torch.device, largest: int, ranks: int) 
     free, _ = torch.cuda.mem_get_info(device)
     # The engine already holds part of the states that the estimate counts.
     return max(1, min(largest_micro_batch(config, ranks, free + torch.cuda.memory_allocated(device)), largest))
+
+
+def largest_inference_batch(config: Config, free_bytes: float) -> int:
+    """Rows that a forward pass without gradients has room for in `free_bytes` beside the weights; 0 for none.
+
+    One block's tensors at a time: never more than it would save for a backward pass, its input and its output.
+    """
+    width, positions = config.model.width, config.model.context
+
+    def taken(rows: int) -> float:
+        block = block_activation_bytes(config.model, rows, config.engine.precision)
+        return block + rows * positions * 8 * width
+
+    room, one, two = free_bytes * USABLE_MEMORY, taken(1), taken(2)
+    return 0 if one > room else 1 + int((room - one) // (two - one))
+
+
+def inference_batch(config: Config, device: torch.device, largest: int) -> int:
+    """Rows a forward pass without gradients, when the weights are on the device and nothing else: as configured, or
+    what fits, at most `largest`."""
+    if config.engine.micro_batch != AUTO:
+        return min(config.engine.micro_batch, largest)
+    if device.type == "cpu":
+        return min(CPU_MICRO_BATCH, largest)
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, min(largest_inference_batch(config, free + unused), largest))

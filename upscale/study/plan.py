@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from upscale import schedule
 from upscale.checkpoint import layout, manifest, run_directory, warm_start
 from upscale.config import AUTO, Config
@@ -20,6 +18,7 @@ from upscale.data import training_rows
 from upscale.errors import UserError
 from upscale.evaluation import overlap, suite
 from upscale.evaluation.texts import TEXTS, load_text
+from upscale.files import reads_as_itself
 from upscale.study.schema import Metric, Step, Study, failure
 
 # The study decides these, so that members fit together.
@@ -61,18 +60,24 @@ class Member:
     def tokens(self) -> int:
         return self.instances * self.config.model.context
 
-    def seen(self) -> int:
-        """Instances of its newest complete checkpoint; 0 without one."""
+    def counters(self) -> dict:
+        """Those of its newest complete checkpoint; empty without one."""
         folder = self.directory / layout.CHECKPOINTS
         for step in reversed(manifest.steps(folder)):
             try:
-                return manifest.read(manifest.step_folder(folder, step))["counters"]["instances"]
+                return manifest.read(manifest.step_folder(folder, step))["counters"]
             except manifest.InvalidCheckpoint:
                 continue
-        return 0
+        return {}
+
+    def seen(self) -> int:
+        """Instances of its newest complete checkpoint; 0 without one."""
+        return self.counters().get("instances", 0)
 
     def finished(self) -> bool:
-        return self.seen() >= self.instances
+        """Whether it has trained to its end and measured what it ended with."""
+        counters = self.counters()
+        return counters.get("instances", 0) >= self.instances and not counters.get("evaluation_owed")
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,11 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: list[str], fol
 
 def _typed(settings: dict) -> list[str]:
     """`section.key=value` words; JSON is YAML, and quotes are left out where the text needs none."""
-    plain = {key: isinstance(value, str) and yaml.safe_load(value) == value for key, value in settings.items()}
-    return [f"{key}={value if plain[key] else json.dumps(value, default=str)}" for key, value in settings.items()]
+    plain = {key: isinstance(value, str) and reads_as_itself(value) for key, value in settings.items()}
+    return [
+        f"{key}={value if plain[key] else json.dumps(value, default=str, ensure_ascii=False)}"
+        for key, value in settings.items()
+    ]
 
 
 def _problems_of_settings(study: Study, overrides: list[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -84,10 +85,14 @@ class Tracker:
     def _forget_after(self, step: int) -> None:
         """Drop records of steps that a crash undid, so that each step stands in a file once."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            path = self.directory / name
-            if path.exists():
-                kept = [record for record in read_json_lines(path) if record["step"] <= step]
-                write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            self._keep(name, lambda record: record["step"] <= step)
+
+    def _keep(self, name: str, wanted: Callable[[dict], bool]) -> None:
+        """Leave only the wanted records in a file."""
+        path = self.directory / name
+        if path.exists():
+            kept = [record for record in read_json_lines(path) if wanted(record)]
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def _start_wandb(self, run_id: str):
         import wandb
@@ -121,9 +126,11 @@ class Tracker:
             self.wandb.log({key: value for key, value in record.items() if value is not None}, step=record["step"])
 
     def evaluations(self, records: list[dict]) -> None:
-        """The records of one evaluation."""
+        """The records of one evaluation, which take the place of what an interrupted one wrote of the same step."""
         if not self.is_main:
             return
+        new = {(record["step"], record["task"], record["split"]) for record in records}
+        self._keep("evaluations.jsonl", lambda old: (old["step"], old["task"], old["split"]) not in new)
         for record in records:
             self._append("evaluations.jsonl", record)
             if self.wandb and record["bits_per_character"] is not None:

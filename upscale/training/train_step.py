@@ -37,6 +37,15 @@ def most_rows(config: Config, ranks: int, batch: int | None = None) -> int:
     return batch // config.data.lanes * math.ceil(config.data.lanes / ranks)
 
 
+def micro_batch(config: Config, world: World) -> int:
+    """Rows a pass, the same on every rank: the least that one of them has room for.
+
+    How many passes a step takes follows from it, and every pass of a sharded model is full of collectives.
+    """
+    room = planning.micro_batch(config, world.device, most_rows(config, world.size), world.size)
+    return int(world.minimum(room))
+
+
 MOST_COMPILED_SIZES = 4
 """Graphs for training; evaluation adds one, and torch gives up on a block after eight."""
 NEGLIGIBLE_PADDING = 0.03
