@@ -17,7 +17,7 @@ from upscale.errors import UserError
 def evaluate(arguments: list[str]) -> int:
     from upscale.evaluation import standalone, suite
     from upscale.evaluation.table import table
-    from upscale.evaluation.texts import HELD_OUT_SPLITS
+    from upscale.evaluation.tasks import HELD_OUT_SPLITS
 
     parser = command.parser("evaluate", "Measure a run's checkpoint on tasks and texts, beside baselines and optimum.")
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that training wrote")
