@@ -7,7 +7,7 @@ import torch
 
 from tests import tiny
 from tests.corpora.small import corpus, text
-from upscale.corpora.reading import Windows
+from upscale.corpora.shards.reading import Windows
 from upscale.data import training_rows
 from upscale.data.lanes import owned_lanes
 from upscale.errors import UserError

@@ -11,7 +11,7 @@ VERBS = {
     "train": ("upscale.train:main", "train the model of a config, or continue its run"),
     "status": ("upscale.cli.status:main", "where a run stands: step, time left, restarts, checkpoints, jobs"),
     "evaluate": ("upscale.verbs:evaluate", "measure a run's checkpoint on tasks and texts beside the baselines"),
-    "prepare": ("upscale.corpora.prepare:main", "turn Wikipedia, Linux or another text into a corpus to train on"),
+    "prepare": ("upscale.cli.prepare:main", "turn Wikipedia, Linux or another text into a corpus to train on"),
     "report": ("upscale.verbs:report", "curves and tables of one or more runs as one HTML page"),
     "export": ("upscale.verbs:export", "weights of a run as one safetensors file"),
     "checkpoint": ("upscale.verbs:checkpoint", "list or verify the checkpoints of a run"),

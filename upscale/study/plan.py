@@ -15,7 +15,7 @@ from upscale import schedule
 from upscale.checkpoint import manifest, run_directory, warm_start
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
-from upscale.corpora import index
+from upscale.corpora.shards import index
 from upscale.data import training_rows
 from upscale.errors import UserError
 from upscale.evaluation import suite

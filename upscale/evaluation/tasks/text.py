@@ -1,8 +1,8 @@
 """Tasks that are real texts: short excerpts that ship with the package, or the user's own fuller files.
 
-One byte is one character. ../texts/README.md describes the excerpts, with their licences. They measure zero-shot models;
-a model fine-tuned on a corpus that contains them needs that corpus's held-out split instead: a folder with prepared
-corpora, or one of them, as `evaluation.data_dir`.
+One byte is one character. The folder `texts` beside this one has the excerpts, with their licences. They measure
+zero-shot models; a model fine-tuned on a corpus that contains them needs that corpus's held-out split instead: a folder
+with prepared corpora, or one of them, as `evaluation.data_dir`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from upscale.corpora import index
-from upscale.corpora.reading import Corpus
+from upscale.corpora.shards import index
+from upscale.corpora.shards.reading import Corpus
 from upscale.evaluation.dataset import Dataset, EvaluationError
 from upscale.evaluation.tasks.base import CHARACTERS, Task
 
