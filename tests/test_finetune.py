@@ -21,7 +21,7 @@ from upscale.checkpoint.export import load_model
 from upscale.data import training_rows
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import TEXTS
 from upscale.model import parametrization
 
 AWAKE = "schedule.wake_every=0"
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
     train(place / "pretrained", "checkpoint.every_steps=6")
     run = place / "pretrained"
     export.export(run, run_directory.read_config(run), None, place / "weights.safetensors")
-    content = load_text("wp").data.tobytes()[:6000]
+    content = TEXTS["wp"].load().data.tobytes()[:6000]
     corpus(place / "wp", content, {"train": 5000, "validation": 500, "test": 500})
     return place
 

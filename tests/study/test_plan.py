@@ -9,7 +9,7 @@ import pytest
 from tests.study import tiny
 from upscale.config import files as config_files
 from upscale.errors import UserError
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import TEXTS
 from upscale.study import plan, schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
@@ -139,7 +139,7 @@ def test_the_compared_text_must_be_held_out(tmp_path):
     (tmp_path / "texts").mkdir()
     tiny.write(tmp_path)
 
-    (tmp_path / "texts/wp").write_bytes(load_text("wp").data.tobytes()[:4500])
+    (tmp_path / "texts/wp").write_bytes(TEXTS["wp"].load().data.tobytes()[:4500])
     metric = [{"stage": "text", "task": "wp", "split": "data_dir"}]
     text = problems(tmp_path, stages__text__set__evaluation=evaluation, compare=metric)
     assert "stage text: wp is evaluated on text that is trained on" in text

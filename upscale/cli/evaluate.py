@@ -10,7 +10,7 @@ from upscale.console import command
 from upscale.distributed.world import World
 from upscale.evaluation import standalone, suite
 from upscale.evaluation.table import table
-from upscale.evaluation.texts import HELD_OUT_SPLITS
+from upscale.evaluation.tasks import HELD_OUT_SPLITS
 
 
 def main(arguments: list[str]) -> int:

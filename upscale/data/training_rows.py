@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 
 from upscale.config import Config, DataConfig
-from upscale.corpora import index
-from upscale.corpora.reading import Windows
+from upscale.corpora.shards import index
+from upscale.corpora.shards.reading import Windows
 from upscale.data import lanes
 from upscale.errors import UserError
 

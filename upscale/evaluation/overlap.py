@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upscale.config import Config
-from upscale.corpora.reading import Corpus
+from upscale.corpora.shards.reading import Corpus
 from upscale.evaluation.dataset import Dataset
 
 STRETCHES, STRETCH_BYTES, CHUNK_BYTES = 8, 100, 1 << 26

@@ -16,9 +16,8 @@ from upscale.evaluation.compression import Interrupted, Measurement, Predict, Pr
 from upscale.evaluation.dataset import Dataset, EvaluationError
 from upscale.evaluation.markov import MarkovBaseline, in_context
 from upscale.evaluation.tasks import CHARACTERS, TASKS
-from upscale.evaluation.texts import TEXTS, load_text
 
-NAMES = (*TASKS, *TEXTS)
+NAMES = tuple(TASKS)
 
 
 def check_names(names: Literal["all"] | Sequence[str]) -> list[str]:
@@ -53,18 +52,10 @@ def datasets(
 
     `split` is the held-out split that is used of prepared corpora in `data_dir`.
 
-    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `load_text` do.
+    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `Task.load` do.
     """
-    return [
-        _generate(name, characters, seed) if name in TASKS else load_text(name, data_dir, split)
-        for name in check_names(names)
-    ]
-
-
-def _generate(name: str, characters: int, seed: int) -> Dataset:
-    task = TASKS[name]
-    data = np.frombuffer(task.generate(characters, seed=seed), np.uint8)
-    return Dataset(name, "task", data, "generated", task.optimal_bits_per_character)
+    given = {"data_dir": data_dir, "split": split, "characters": characters, "seed": seed}
+    return [TASKS[name].load(**given) for name in check_names(names)]
 
 
 def evaluate(

@@ -254,10 +254,8 @@ def _path(run: Run) -> str:
 def _definition(task: str) -> str:
     """What the task consists of, in the evaluation's own words; empty for a task of another version."""
     from upscale.evaluation.tasks import TASKS
-    from upscale.evaluation.texts import TEXTS
 
-    known = TASKS.get(task) or TEXTS.get(task)
-    return known.definition if known else ""
+    return TASKS[task].definition if task in TASKS else ""
 
 
 def _setting(run: Run, section: str, key: str) -> str:

@@ -13,11 +13,11 @@ from upscale import schedule
 from upscale.checkpoint import layout, manifest, run_directory, warm_start
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
-from upscale.corpora import index
+from upscale.corpora.shards import index
 from upscale.data import training_rows
 from upscale.errors import UserError
 from upscale.evaluation import overlap, suite
-from upscale.evaluation.texts import TEXTS, load_text
+from upscale.evaluation.tasks import TEXTS
 from upscale.files import reads_as_itself
 from upscale.study.schema import Metric, Step, Study, failure
 
@@ -217,7 +217,7 @@ def _problems_of_files(config: Config, metrics: list[Metric]) -> Iterator[str]:
             for source in config.data.sources:  # a source that cannot write, such as an NCA with an impossible band
                 source.build(config.model.vocabulary)
         names = suite.check_names(config.evaluation.tasks) if config.evaluation.every else []
-        texts = {name: load_text(name, config.evaluation.data_dir) for name in names if name in TEXTS}
+        texts = {name: TEXTS[name].load(data_dir=config.evaluation.data_dir) for name in names if name in TEXTS}
     except UserError as error:
         yield str(error)
         return
@@ -242,7 +242,7 @@ def _problems_of_held_out_texts(plan: Plan, configs: dict[str, Config]) -> Itera
     for metric in plan.study.compare:
         if metric.task not in TEXTS:
             continue
-        text = load_text(metric.task, configs[metric.stage].evaluation.data_dir)
+        text = TEXTS[metric.task].load(data_dir=configs[metric.stage].evaluation.data_dir)
         earlier = [m.stage for arm in plan.arms_with(metric.stage) for m in plan.chain_before(arm, metric.stage)]
         for stage in dict.fromkeys([metric.stage, *earlier]):
             for warning in overlap.overlaps(configs[stage], [text]):

@@ -1,4 +1,4 @@
-"""Bringing a text onto disk once, unpacked, for shards to be cut from it: sorted files, one space, a book's body.
+"""Bringing a text onto disk once, unpacked, for shards to be cut from it: in its own order, or of sorted files.
 
 Files come in an archive's order but stand in the text in sorted order, so the spool keeps where each stretch lies and
 the text is read from it out of order. Peak memory is one batch of stretches a process, and the list of places.
@@ -7,26 +7,48 @@ the text is read from it out of order. Peak memory is one batch of stretches a p
 from __future__ import annotations
 
 import os
-import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
-from upscale.corpora import parallel
-from upscale.corpora.inputs import Entry
-from upscale.corpora.writing import Spool
+from upscale.corpora.archives.inputs import Entry
+from upscale.corpora.work import parallel
 from upscale.errors import UserError
 
 STRETCH_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20
-BOOK_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
 
-BOOK_START = re.compile(rb"^\*{3} ?START OF (THE|THIS) PROJECT GUTENBERG EBOOK[^\r\n]*\s*", re.MULTILINE)
-BOOK_END = re.compile(
-    rb"\s*^(\*{3} ?END OF (THE|THIS) PROJECT GUTENBERG EBOOK|End of (the )?Project Gutenberg)", re.MULTILINE
-)
-CREDITS = re.compile(rb"(Produced by|E-text prepared by)([^\r\n]+\r?\n)+\s*")
+
+@dataclass
+class Spool:
+    """A text as stretches of one file, in the text's order, which need not be the file's."""
+
+    file: Path
+    offsets: array
+    lengths: array
+
+    def __post_init__(self) -> None:
+        self._ends = array("q", accumulate(self.lengths))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, size: int) -> bytes:
+        """The text's bytes from `start` on, `size` of them or all that are left."""
+        parts, number = [], bisect_right(self._ends, start)
+        with open(self.file, "rb") as file:
+            while size > 0 and number < len(self._ends):
+                skipped = start - (self._ends[number] - self.lengths[number])
+                count = min(size, self.lengths[number] - skipped)
+                file.seek(self.offsets[number] + skipped)
+                parts.append(file.read(count))
+                start, size, number = start + count, size - count, number + 1
+        return b"".join(parts)
 
 
 def collapse(content: bytes) -> bytes:
@@ -35,25 +57,6 @@ def collapse(content: bytes) -> bytes:
     if not words:
         return b" " if content else b""
     return b" " * content[:1].isspace() + b" ".join(words) + b" " * content[-1:].isspace()
-
-
-def book_body(content: bytes, path: Path) -> bytes:
-    """A Project Gutenberg text without its front and back matter: licence, header, credits and the blank lines there.
-
-    A text without either mark was stripped before and stays as it is. Raises UserError when one of them is missing.
-    """
-    start, end = BOOK_START.search(content), BOOK_END.search(content)
-    if start is None and end is None:
-        return content
-    if start is None or end is None or end.start() < start.end():
-        missing = "START" if start is None else "END"
-        raise UserError(
-            f"{path} has no line `*** {missing} OF THE PROJECT GUTENBERG EBOOK`, so it is not whole: download it again"
-        )
-    begin = start.end()
-    if credits := CREDITS.match(content, begin):
-        begin = credits.end()
-    return content[begin : end.start()] + b"\n"
 
 
 def spool_chunks(chunks: Iterable[bytes], file: Path, take: int | None) -> Spool:

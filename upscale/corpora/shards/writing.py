@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
-from upscale.corpora import index, parallel
-from upscale.corpora.index import BLOCK, PIECE_BYTES, SHARD_PIECES, Shard
+from upscale.corpora.shards import index
+from upscale.corpora.shards.index import BLOCK, PIECE_BYTES, SHARD_PIECES, Shard
+from upscale.corpora.work import parallel
+from upscale.corpora.work.spooling import Spool
 from upscale.files import replacing
-
-
-@dataclass
-class Spool:
-    """A text as stretches of one file, in the text's order, which need not be the file's."""
-
-    file: Path
-    offsets: array
-    lengths: array
-
-    def __post_init__(self) -> None:
-        self._ends = array("q", accumulate(self.lengths))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def read(self, start: int, size: int) -> bytes:
-        """The text's bytes from `start` on, `size` of them or all that are left."""
-        parts, number = [], bisect_right(self._ends, start)
-        with open(self.file, "rb") as file:
-            while size > 0 and number < len(self._ends):
-                skipped = start - (self._ends[number] - self.lengths[number])
-                count = min(size, self.lengths[number] - skipped)
-                file.seek(self.offsets[number] + skipped)
-                parts.append(file.read(count))
-                start, size, number = start + count, size - count, number + 1
-        return b"".join(parts)
 
 
 @dataclass(frozen=True)

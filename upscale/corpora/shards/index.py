@@ -45,7 +45,7 @@ class Index:
     """What index.json says."""
 
     corpus: str
-    """wp, linux, german or code."""
+    """The name of its recipe."""
     piece_bytes: int
     shard_pieces: int
     splits: dict[str, list[Shard]]

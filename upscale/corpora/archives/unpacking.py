@@ -8,8 +8,7 @@ import gzip
 import io
 import lzma
 import queue
-import shutil
-import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -20,10 +19,20 @@ from typing import BinaryIO
 
 from upscale.errors import UserError
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 BUFFER_BYTES = 1 << 20
 BLOCKS_AHEAD = 8
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, RuntimeError)
+ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 31}
+"""Windows up to 2 GiB, which `zstd --long=31` writes, instead of 128 MiB."""
+UNREADABLE = (
+    *(OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError),
+    *(tarfile.TarError, zipfile.BadZipFile, RuntimeError),
+)
 """What the readers of packed files raise when those are damaged, truncated or encrypted."""
 
 Progress = Callable[[int], None]
@@ -93,17 +102,16 @@ def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
     elif head.startswith(b"\xfd7zXZ\x00"):
         inner, packing = lzma.LZMAFile(raw), "xz"  # noqa: SIM115 (closed by the reader around it)
     elif head.startswith(ZSTD_MAGIC):
-        raw.close()
-        inner, packing = _ZstdProgram(path, progress), "zstd"
+        inner, packing = zstd.ZstdFile(raw, options=ZSTD_OPTIONS), "zstd"
     else:
         inner, packing = raw, None
-    if packing in ("gzip", "bzip2", "xz"):
+    if packing is not None:
         inner = _Ahead(inner)
     return io.BufferedReader(Guarded(inner, str(path), packing), BUFFER_BYTES)
 
 
 class _Ahead:
-    """Unpacks a few blocks ahead on a thread: zlib, bz2 and lzma work outside Python's lock, so a core more is used."""
+    """Unpacks a few blocks ahead on a thread: the libraries work outside Python's lock, so a core more is used."""
 
     def __init__(self, inner) -> None:
         self.inner, self.left, self.ended = inner, b"", None
@@ -139,35 +147,3 @@ class _Ahead:
             with contextlib.suppress(queue.Empty):
                 self.blocks.get(timeout=0.01)
         self.inner.close()
-
-
-class _ZstdProgram:
-    """`zstd --decompress` as something to read from; its failure is an OSError at the end of what it wrote.
-
-    A program that every distribution has, instead of a dependency: Python reads zstd itself only from 3.14 on.
-    """
-
-    def __init__(self, path: Path, progress: Progress) -> None:
-        if shutil.which("zstd") is None:
-            raise UserError(
-                f"{path} is packed with zstd, and the program `zstd` is not installed: install it (its package has "
-                "that name), or unpack the file elsewhere"
-            )
-        self.file, self.progress, self.told = io.FileIO(path), progress, 0
-        command = ["zstd", "--decompress", "--stdout", "--quiet", "--memory=2048MB"]
-        self.process = subprocess.Popen(command, stdin=self.file, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    def read(self, size: int) -> bytes:
-        content = self.process.stdout.read(size)
-        done = self.file.tell()  # one place in the file is shared with the program
-        self.progress(done - self.told)
-        self.told = done
-        if not content and self.process.wait() != 0:
-            raise OSError(self.process.stderr.read().decode(errors="replace").strip())
-        return content
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdout, self.process.stderr, self.file):
-            stream.close()

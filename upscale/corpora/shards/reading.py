@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from upscale.corpora import index
+from upscale.corpora.shards import index
 from upscale.errors import UserError
 from upscale.randomness.streams import Purpose, Stream
 
@@ -80,7 +80,7 @@ class Split:
 class Corpus:
     """A prepared corpus whose shards have been checked.
 
-    Attributes: `name` (wp, linux, german or code), `folder`, `description` (the index) and `splits` (name -> Split).
+    Attributes: `name` (of its recipe), `folder`, `description` (the index) and `splits` (name -> Split).
     """
 
     def __init__(self, folder: Path, description: index.Index) -> None:

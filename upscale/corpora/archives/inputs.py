@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from upscale.corpora.unpacking import (
+from upscale.corpora.archives.unpacking import (
     BUFFER_BYTES,
     UNREADABLE,
     Counted,

@@ -1,4 +1,7 @@
-"""Fetching a file over HTTP so that a killed or broken download continues where it stopped."""
+"""Fetching a file over HTTP so that a killed or broken download continues where it stopped.
+
+The usual package, pooch, begins a broken download again from its first byte.
+"""
 
 from __future__ import annotations
 
