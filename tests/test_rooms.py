@@ -12,12 +12,15 @@ import pytest
 from tests.docs import markdown
 
 PACKAGE = markdown.ROOT / "upscale"
-MODULES = {
-    ".".join(
-        (path.parent if path.name == "__init__.py" else path.with_suffix("")).relative_to(PACKAGE.parent).parts
-    ): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module, or of a package by its __init__.py."""
+    named = path.parent if path.name == "__init__.py" else path.with_suffix("")
+    return ".".join(named.relative_to(PACKAGE.parent).parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def order() -> list[str]:

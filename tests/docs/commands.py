@@ -21,7 +21,7 @@ from tests.docs import markdown
 from tests.docs.markdown import ROOT
 
 # Programs of the system, whose words are not checked further.
-SYSTEM = set("cd git source export squeue scontrol scancel tail pip apt-get nvidia-smi".split())
+SYSTEM = set("cd git source export squeue scontrol scancel tail pip apt-get nvidia-smi ruff".split())
 
 
 @dataclass(frozen=True)

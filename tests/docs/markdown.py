@@ -36,9 +36,8 @@ def blocks(document: str) -> Iterator[Block]:
             elif line.startswith("    ") and not previous.strip():
                 language, start, kept = "indented", number, [line[4:]]
         elif language == "indented":
-            if line.startswith("    ") or (
-                not line.strip() and lines[number : number + 1] and lines[number][:4] == "    "
-            ):
+            following = lines[number] if number < len(lines) else ""
+            if line.startswith("    ") or (not line.strip() and following.startswith("    ")):
                 kept.append(line[4:])
             else:
                 yield Block(document, start, language, "\n".join(kept))
