@@ -1,0 +1,81 @@
+"""The recipes of docs/extending.md are tried: the components in it are found by their names, and work."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+
+import pytest
+import torch
+
+from tests.docs import markdown
+from tests.sources.common import assert_rows_do_not_depend_on_the_call, given
+from upscale import settings
+from upscale.config import ModelConfig
+from upscale.sources import SourceSettings
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """A function that makes a room of one file: the code block below a heading of docs/extending.md."""
+
+    def make(heading: str):
+        lines = (markdown.ROOT / "docs/extending.md").read_text().splitlines()
+        start = lines.index(f"## {heading}") + 1
+        code = next(
+            block.text
+            for block in markdown.blocks("docs/extending.md")
+            if block.language == "python" and block.line > start
+        )
+        name = f"room_{next(NUMBERS)}"
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "component.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+    return make
+
+
+def test_the_source_is_found_and_counts(room):
+    kind = settings.components(room("A source"), SourceSettings)["counter"]
+    source = kind(kind="counter", largest_step=3).build(256)
+    assert_rows_do_not_depend_on_the_call(source)
+    stream, conditions, seeds = given(2, 50, 20)
+    rows = source.write(stream, conditions, seeds)
+    differences = rows.diff(dim=2)  # uint8: modulo 256 by itself
+    assert rows.dtype == torch.uint8 and rows.shape == (2, 50, 20)
+    assert (differences == differences[..., :1]).all() and set(differences.unique().tolist()) == {1, 2, 3}
+    model = ModelConfig(vocabulary=10)
+    assert [key for key, _ in kind(kind="counter", largest_step=11).problems(model)] == ["largest_step"]
+
+
+def test_the_task_is_found_and_its_optimum_is_the_entropy_of_its_strings(room):
+    from upscale.evaluation.tasks import Task
+
+    task = settings.instances(room("A task"), Task)["vowels"]
+    dataset = task.load(characters=600)
+    text = dataset.data.tobytes()
+    assert set(text) == set(b"aeiou|") and {len(word) for word in text.strip(b"|").split(b"|")} == {5}
+    # 5 ** 5 words of equal chance, 6 characters each
+    assert 2 ** (6 * dataset.optimal_bits_per_character) == pytest.approx(5**5)
+
+
+def test_the_corpus_is_found_and_prepared(room, tmp_path, monkeypatch):
+    from upscale.cli.prepare import main
+    from upscale.corpora.recipes import RECIPES, Recipe
+    from upscale.corpora.shards.reading import Corpus
+
+    monkeypatch.setitem(RECIPES, "poems", settings.components(room("A corpus"), Recipe)["poems"])
+    (tmp_path / "poems.txt").write_bytes(b"Shall I compare thee to a summer's day? " * 50)
+    assert main(["poems", "--from", str(tmp_path / "poems.txt"), "--to", str(tmp_path / "to")]) == 0
+    corpus = Corpus.open(tmp_path / "to")
+    assert b"".join(split.text().tobytes() for split in corpus.splits.values()) == (tmp_path / "poems.txt").read_bytes()
+    assert {name: len(split) for name, split in corpus.splits.items()} == {
+        "train": 1600,
+        "validation": 200,
+        "test": 200,
+    }
