@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from upscale import precision
 from upscale.checkpoint import run_directory
 from upscale.config import files as config_files
 from upscale.console import command
@@ -39,12 +40,15 @@ def evaluate(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     config = run_directory.read_config(options.run)
     names = options.tasks or config.evaluation.tasks
-    chosen = suite.datasets(
+    datasets = suite.datasets(
         "all" if names == ["all"] else names,
         data_dir=options.data_dir or config.evaluation.data_dir,
         split=options.split,
     )
     world = World.join()
+    chosen = precision.settle(config, world)
+    if world.is_main:
+        print(*chosen.notes, sep="\n", end="\n" if chosen.notes else "", file=sys.stderr)
 
     def progress(done: int, total: int, label: str) -> None:
         if world.is_main and sys.stderr.isatty():
@@ -52,8 +56,8 @@ def evaluate(arguments: list[str]) -> int:
 
     records = standalone.measure(
         options.run,
-        config,
-        chosen,
+        chosen.config,
+        datasets,
         step=options.checkpoint,
         slices=options.slices or config.evaluation.slices,
         world=world,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upscale.checkpoint import manifest
-from upscale.config import Config
+from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
 
@@ -50,6 +50,18 @@ def read_config(directory: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{directory} is not a run directory: it has no {CONFIG}. Give the folder that training wrote.")
     return config_files.load(path)
+
+
+def kept_precision(config: Config, world: World) -> str | None:
+    """The `engine.precision` of the run that a resolved config continues; None, on every rank, for a new run."""
+    directory, found = Path(config.run.dir), None
+    if world.is_main and manifest.steps(directory / CHECKPOINTS) and (directory / CONFIG).is_file():
+        try:
+            found = config_files.load(directory / CONFIG).engine.precision
+        except UserError:  # damaged: `open_directory` refuses it with the reason
+            found = None
+    kept = world.broadcast_object(found)
+    return None if kept == AUTO else kept
 
 
 def open_directory(config: Config, world: World) -> tuple[Path, list[str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from upscale import precision
 from upscale.bench import compare, sources, step, tables
 from upscale.bench.machine import machine
 from upscale.config import Config
@@ -86,6 +87,10 @@ def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) ->
         if world.is_main:
             print(text, file=sys.stderr, flush=True)
 
+    chosen = precision.settle(config, world)
+    config = chosen.config
+    for line in (f"precision {config.engine.precision}: {chosen.reason}", *chosen.notes):
+        say(line)
     found = step.measure(
         config, world, rows, place.local_size or place.size, options.steps, options.warm_up, options.baseline, say
     )
