@@ -7,7 +7,7 @@ make_environment
 
 run=runs/quickstart
 # Ends here with the reason where there are GPUs that PyTorch cannot use.
-device=$(python -c 'from upscale import accelerator, command; command.run(lambda _: print(accelerator.device_type()) or 0)')
+device=$(python -c 'from upscale.console import command; from upscale.machine import accelerator as a; command.run(lambda _: print(a.device_type()) or 0)')
 gpus=0
 [ "$device" = cpu ] || gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 ranks=$((gpus > 0 ? gpus : 2))

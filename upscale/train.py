@@ -42,7 +42,7 @@ from upscale.evaluation.table import summary
 from upscale.launch import signals
 from upscale.machine import accelerator
 from upscale.machine.timing import Stopwatch, peak_memory_gib
-from upscale.training import train_step
+from upscale.training import precision, train_step
 from upscale.training.logger import Tracker
 from upscale.training.profiler import Profiler
 from upscale.training.spikes import SpikeGuard
@@ -114,6 +114,8 @@ class Trainer:
         initial: warm_start.Initialization | None,
         stop: StopRequest,
     ):
+        chosen = precision.settle(config, world, run_directory.kept_precision(config, world))
+        config, self.why_precision = chosen.config, chosen.reason
         self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
         self.directory, notes = run_directory.open_directory(config, world)
         if world.device.type == "cuda":
@@ -134,7 +136,7 @@ class Trainer:
         self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
         overlaps = overlap.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
-        for note in [self.introduction(), *notes, *more_notes, *overlaps]:
+        for note in [self.introduction(), *chosen.notes, *notes, *more_notes, *overlaps]:
             self.tracker.note(note)
 
     def lost(self, silent: list[int]) -> str:
@@ -158,7 +160,7 @@ class Trainer:
         return (
             f"{config.run.name}: width {model.width}, {model.depth} blocks, {planning.parameters(model):,} parameters; "
             f"{world.size} {'rank' if world.size == 1 else 'ranks'} on {world.device.type}, by {world.launcher}; "
-            f"{engine}, {config.engine.precision}, "
+            f"{engine}, {config.engine.precision} ({self.why_precision}), "
             f"micro-batches of {self.micro_batch}; {config.data.lanes} lanes{rounding}; run directory {self.directory}"
         )
 

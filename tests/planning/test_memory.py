@@ -138,14 +138,14 @@ def test_a_checkpointed_block_keeps_what_is_counted(width, precision, monkeypatc
 
 
 def test_less_is_kept_the_more_is_computed_again():
-    chosen = config_files.load("configs/w1024.yaml", []).resolved()
+    chosen = config_files.load("configs/w1024.yaml", ["engine.precision=bf16"]).resolved()
     modes = [chosen.model.model_copy(update={"checkpointing": mode}) for mode in ("none", "selective", "full")]
     none, selective, full = (memory.activation_bytes(model, 64, "bf16") for model in modes)
     assert full < 0.3 * none and full < selective < 0.75 * none
 
 
 def test_micro_batches_are_the_largest_that_fit():
-    chosen = config_files.load("configs/w1024.yaml", []).resolved()
+    chosen = config_files.load("configs/w1024.yaml", ["engine.precision=bf16"]).resolved()
     rows = memory.largest_micro_batch(chosen, 8, 80e9)
     states = sum(memory.state_bytes(chosen, 8).values())
     assert rows % 8 == 0 and rows > 0

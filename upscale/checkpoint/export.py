@@ -79,7 +79,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Transformer:
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} was not written by `upscale export`: its metadata has no format {FORMAT}")
             config = Config.model_validate(json.loads(metadata["config"]))
-            model = Transformer(config.model, float(metadata["output_multiplier"]), config.engine.precision == "bf16")
+            model = Transformer(config.model, float(metadata["output_multiplier"]), config.engine.in_bfloat16)
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot load {path}: {error}") from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from upscale.checkpoint import manifest
 from upscale.checkpoint.layout import CHECKPOINTS, CONFIG, METRICS, config_path
-from upscale.config import Config
+from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
 
@@ -45,6 +45,18 @@ def is_fixed(key: str) -> bool:
 def read_config(directory: Path) -> Config:
     """The resolved config of a run; raises UserError when the folder is not one."""
     return config_files.load(config_path(directory))
+
+
+def kept_precision(config: Config, world: World) -> str | None:
+    """The `engine.precision` of the run that a resolved config continues; None, on every rank, for a new run."""
+    directory, found = Path(config.run.dir), None
+    if world.is_main and manifest.steps(directory / CHECKPOINTS) and (directory / CONFIG).is_file():
+        try:
+            found = config_files.load(directory / CONFIG).engine.precision
+        except UserError:  # damaged: `open_directory` refuses it with the reason
+            found = None
+    kept = world.broadcast_object(found)
+    return None if kept == AUTO else kept
 
 
 def open_directory(config: Config, world: World) -> tuple[Path, list[str]]:

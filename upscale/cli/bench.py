@@ -22,6 +22,7 @@ from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
 from upscale.launch.supervisor import Supervisor
 from upscale.machine import accelerator
+from upscale.training import precision
 
 LAUNCHED = ("RANK", "SLURM_STEP_ID")
 """What a launcher sets: this process is then one rank of a world that exists."""
@@ -87,6 +88,10 @@ def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) ->
         if world.is_main:
             print(text, file=sys.stderr, flush=True)
 
+    chosen = precision.settle(config, world)
+    config = chosen.config
+    for line in (f"precision {config.engine.precision}: {chosen.reason}", *chosen.notes):
+        say(line)
     found = step.measure(
         config, world, rows, place.local_size or place.size, options.steps, options.warm_up, options.baseline, say
     )

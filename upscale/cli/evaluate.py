@@ -11,6 +11,7 @@ from upscale.distributed.world import World
 from upscale.evaluation import standalone, suite
 from upscale.evaluation.table import table
 from upscale.evaluation.tasks import HELD_OUT_SPLITS
+from upscale.training import precision
 
 
 def main(arguments: list[str]) -> int:
@@ -34,12 +35,15 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     config = run_directory.read_config(options.run)
     names = options.tasks or config.evaluation.tasks
-    chosen = suite.datasets(
+    datasets = suite.datasets(
         "all" if names == ["all"] else names,
         data_dir=options.data_dir or config.evaluation.data_dir,
         split=options.split,
     )
     world = World.join()
+    chosen = precision.settle(config, world)
+    if world.is_main:
+        print(*chosen.notes, sep="\n", end="\n" if chosen.notes else "", file=sys.stderr)
 
     def progress(done: int, total: int, label: str) -> None:
         if world.is_main and sys.stderr.isatty():
@@ -47,8 +51,8 @@ def main(arguments: list[str]) -> int:
 
     records = standalone.measure(
         options.run,
-        config,
-        chosen,
+        chosen.config,
+        datasets,
         step=options.checkpoint,
         slices=options.slices or config.evaluation.slices,
         world=world,

@@ -26,6 +26,9 @@ LIVE_PARAMETERS = 1_000_000_000
 PERSISTENT_PARAMETER = 100_000
 ALIGNMENT = 2
 
+PRODUCT_BYTES = {"bf16": 2, "fp32": 4}
+"""Of a number in a matrix product; `auto` is not among them, because it must be settled before bytes are counted."""
+
 
 def shard_ranks(config: Config, ranks: int) -> int:
     """Ranks that divide one copy of the sharded states among them."""
@@ -52,7 +55,7 @@ def _shapes(model: ModelConfig) -> torch.nn.Module:
 def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]:
     shapes = [parameter.shape for parameter in model.parameters()]
     held = 4 * sum(math.ceil(shape[0] / shards) * math.prod(shape[1:]) for shape in shapes)
-    gathered = 2 if config.engine.precision == "bf16" else 4
+    gathered = 2 if config.engine.in_bfloat16 else 4
     block = max(sum(parameter.numel() for parameter in part.parameters()) for part in model.blocks)
     total = parameters(config.model)
     root = total - sum(parameter.numel() for part in model.blocks for parameter in part.parameters())
@@ -109,7 +112,7 @@ def block_activation_bytes(model: ModelConfig, rows: int, precision: str) -> flo
     4 bytes.
     """
     w, positions = model.width, rows * model.context
-    if precision == "bf16":
+    if PRODUCT_BYTES[precision] == 2:
         return positions * (36 * w + 4 * model.heads + 16) + 24 * w * w
     return positions * (56 * w + 4 * model.heads + 16)
 
@@ -117,7 +120,7 @@ def block_activation_bytes(model: ModelConfig, rows: int, precision: str) -> flo
 def kept_activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
     """What one block keeps until its backward pass under activation checkpointing: its float32 input and, selective,
     the results of its matrix products (9 w numbers a position), attention's (w) and its log-sum-exp."""
-    number = 2 if precision == "bf16" else 4
+    number = PRODUCT_BYTES[precision]
     products = 10 * number * model.width + 4 * model.heads if model.checkpointing == "selective" else 0
     return rows * model.context * (4 * model.width + products)
 

@@ -56,8 +56,8 @@ def details(one: Estimate) -> str:
         "model": f"width {model.width}, {model.depth} blocks, {parameters(model):,} parameters",
         "work": f"{flops * model.context:.3g} FLOP an instance, {run_flops(config):.3g} for "
         f"{config.schedule.instances:,} instances",
-        "as written": f"{engine_name(one)}, checkpointing {model.checkpointing}, {one.cluster.ranks} GPUs, "
-        f"batch {one.global_batch}",
+        "as written": f"{engine_name(one)}, {config.engine.precision}, checkpointing {model.checkpointing}, "
+        f"{one.cluster.ranks} GPUs, batch {one.global_batch}",
         "states": f"{size(sum(one.states.values()))} a GPU: {states}",
         "activations": f"micro-batches (rows): {by_rows}, checkpointing {model.checkpointing}",
         "checkpoint": f"{size(one.checkpoint_bytes)}, about {one.checkpoint_seconds:.1f} s to write at 1 GB/s a rank",
