@@ -24,7 +24,19 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import ahead, command, data, engines, initialization, lanes, passes, planning, run_directory, schedule
+from upscale import (
+    ahead,
+    command,
+    compiled,
+    data,
+    engines,
+    initialization,
+    lanes,
+    passes,
+    planning,
+    run_directory,
+    schedule,
+)
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.distributed import World, placement
@@ -60,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     stop = StopRequest()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    compiled.check_kernel_compiler(device_type)
     timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
     os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
     world = World.join(timeout_seconds=timeout_seconds)

@@ -89,7 +89,7 @@ def report(arguments: list[str]) -> int:
 
 
 def sample(arguments: list[str]) -> int:
-    from upscale import data, lanes
+    from upscale import compiled, data, lanes
     from upscale.sources.sample import printable, sample_lines
 
     parser = command.parser(
@@ -126,7 +126,9 @@ def sample(arguments: list[str]) -> int:
     if config.data.kind == "corpus":
         print("\n".join(printable(data.opened(config)(range(1), "cpu").draw(options.rows))))
         return 0
-    lane = lanes.from_config(config, range(1), "cuda" if torch.cuda.is_available() else "cpu")
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    compiled.check_kernel_compiler(device_type)
+    lane = lanes.from_config(config, range(1), device_type)
     for _ in range(rounds - 1):
         lane.draw(1)
     for line in sample_lines(lane, 1, options.rows):

@@ -197,15 +197,20 @@ def start(
 
 
 def finish(process: subprocess.Popen, folder: Path, timeout_seconds: float = 300) -> Done:
-    """Wait for a started program; when it is late, end it and all it started, and raise TimeoutExpired."""
+    """Wait for a started program; when it is late, end it and all it started, and raise AssertionError."""
     try:
         output, _ = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         output, _ = process.communicate()
         raise AssertionError(f"not finished after {timeout_seconds} s:\n{output[-4000:]}") from None
+    return Done(process.returncode, output, read_reports(folder))
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """The reports since the last call, by rank."""
     files = sorted((folder / "reports").glob("rank-*.json"))
     reports = [Report(**json.loads(path.read_text())) for path in files]
     for path in files:
         path.unlink()
-    return Done(process.returncode, output, reports)
+    return reports

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from upscale import command, data
+from upscale import command, compiled, data
 from upscale.bench import compare, sources, step, tables
 from upscale.bench.machine import machine
 from upscale.config import Config
@@ -79,6 +79,7 @@ def _check(options: argparse.Namespace, config: Config, ranks: int) -> None:
 def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) -> int:
     rows, place = data.opened(config), placement(os.environ)
     load = os.getloadavg()[0]
+    compiled.check_kernel_compiler("cuda" if torch.cuda.is_available() else "cpu")
     world = World.join(timeout_seconds=config.engine.timeout_seconds)
 
     def say(text: str) -> None:
