@@ -1,4 +1,4 @@
-"""Prints the bytes on the GPU before, with and after an engine of every kind, twice each, as JSON; run on the stand-in."""
+"""Prints the bytes on the GPU before, with and after an engine of every kind, twice each, as JSON."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`upscale train` on the stand-in for a GPU: it starts, ends with exit code 0, waits and launches no more than it should,
-and has a context on its own device only. Losses mean nothing here: no kernel computes.
+"""`upscale train` on the stand-in for a GPU: it ends with exit code 0, waits and launches no more than it should, and
+has a context on its own device only. Losses mean nothing here: no kernel computes.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def test_a_step_under_stage_3_starts_and_its_optimizer_waits_twice(tmp_path):
         assert phase["waits"] <= MOST_WAITS and phase["launches"] <= MOST_OPTIMIZER_LAUNCHES, phase
 
 
-@pytest.mark.parametrize(
-    "engine", ["fsdp", "stage 1", pytest.param("stage 2", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("engine", ["fsdp", "stage 1", pytest.param("stage 2", marks=pytest.mark.slow)])
 def test_two_ranks_keep_to_their_own_devices(engine, tmp_path):
     """By torchrun with two GPUs visible; the thread that draws ahead of rank 1 made a context on GPU 0."""
     settings = [*NARROW, *QUIET, *ENGINES[engine], "run.steps=3", "model.compile=false", "model.depth=10"]
@@ -109,7 +107,7 @@ def test_slurm_tasks_that_see_all_gpus_take_one_each(tmp_path):
 
 
 def test_a_run_evaluates_saves_resumes_stops_and_is_exported(tmp_path):
-    """The shipped w384, compiled: one graph for each size, also when evaluation, whose input is shorter, comes first."""
+    """The shipped w384, compiled: one graph for each size, also when evaluation with its shorter input comes first."""
     run = tmp_path / "run"
     settings = ["evaluation.every=128", "evaluation.slices=8", "evaluation.tasks=[wp]", "checkpoint.every=128"]
     settings += ["tracking.wandb=disabled", "engine.micro_batch=16", "model.context=64"]
