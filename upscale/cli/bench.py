@@ -21,7 +21,7 @@ from upscale.distributed.world import World, placement
 from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
 from upscale.launch.supervisor import Supervisor
-from upscale.machine import accelerator
+from upscale.machine import accelerator, compiler
 from upscale.training import precision
 
 LAUNCHED = ("RANK", "SLURM_STEP_ID")
@@ -82,6 +82,7 @@ def _check(options: argparse.Namespace, config: Config, ranks: int) -> None:
 def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) -> int:
     rows, place = training_rows.opened(config), placement(os.environ)
     load = os.getloadavg()[0]
+    compiler.check_kernel_compiler(accelerator.device_type())
     world = World.join(timeout_seconds=config.engine.timeout_seconds)
 
     def say(text: str) -> None:
