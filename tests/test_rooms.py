@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ def order() -> list[str]:
     return list(markdown.rooms("docs/architecture.md"))
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The modules of the package that a file imports at run time, in functions too; type-only imports are left out."""
     return {found for node in _run_time(ast.parse(path.read_text())) for found in _modules(node)}
