@@ -6,7 +6,10 @@ source "$(dirname "$0")/environment.sh"
 make_environment
 
 run=runs/quickstart
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+# Ends here with the reason where there are GPUs that PyTorch cannot use.
+device=$(python -c 'from upscale.console import command; from upscale.machine import accelerator as a; command.run(lambda _: print(a.device_type()) or 0)')
+gpus=0
+[ "$device" = cpu ] || gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 ranks=$((gpus > 0 ? gpus : 2))
 ranks=$((ranks > 8 ? 8 : ranks)) # configs/smoke.yaml has 8 lanes
 if [ "$gpus" -eq 0 ]; then

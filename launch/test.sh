@@ -13,5 +13,8 @@ if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; th
 fi
 # Threads that wait for each other on shared cores cost more than they bring at the sizes of the tests.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Several files at a time (pytest-xdist): Slurm's tests mostly wait, and most others have one process. For each worker
+# 2 GB of memory; -n 0 runs one test after the other.
+cores=$(nproc)
 echo "== running the tests"
-exec python -m pytest "${marks[@]}" "$@"
+exec python -m pytest -n "$((cores > 4 ? 4 : cores))" "${marks[@]}" "$@"

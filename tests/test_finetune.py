@@ -14,14 +14,14 @@ from tests.corpora.small import corpus
 from tests.engines import common
 from tests.ranks import run_ranks
 from tests.reference.training import PlainTrainer
-from tests.test_train import command, finish, losses, metrics, start, torchrun, train
+from tests.test_train import as_srun_would, command, losses, metrics, train
 from upscale import engines
 from upscale.checkpoint import export, run_directory, warm_start
+from upscale.checkpoint.export import load_model
 from upscale.data import training_rows
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.evaluation.standalone import load_model
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import TEXTS
 from upscale.model import parametrization
 
 AWAKE = "schedule.wake_every=0"
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
     train(place / "pretrained", "checkpoint.every_steps=6")
     run = place / "pretrained"
     export.export(run, run_directory.read_config(run), None, place / "weights.safetensors")
-    content = load_text("wp").data.tobytes()[:6000]
+    content = TEXTS["wp"].load().data.tobytes()[:6000]
     corpus(place / "wp", content, {"train": 5000, "validation": 500, "test": 500})
     return place
 
@@ -90,8 +90,7 @@ def load_weights(run: Path) -> dict[str, torch.Tensor]:
 def test_any_world_and_engine_gives_the_same_losses(folder, tuned, tmp_path, ranks, engine):
     """From the run directory where the run on one rank took the exported file; seven and eight rows of 12 uneven."""
     extra = typed(**changes(folder, init__from=folder / "pretrained", **OPTIONS))
-    code, output = finish(start([*torchrun(ranks), *command(tmp_path / "run", *extra, engine)]))
-    assert code == 0, output
+    output = as_srun_would(ranks, command(tmp_path / "run", *extra, engine))[0]
     assert "weights taken from" in output and "step-00000012" in output
     assert losses(tmp_path / "run") == pytest.approx(losses(tuned), rel=1e-5)
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import tiny
+from tests import forks, tiny
+from tests.pace import Deadline
 from tests.ranks import free_port
 from upscale.checkpoint import manifest
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 240
+Process = subprocess.Popen | forks.Forked
 SLOW_STEPS = ["run.steps=100000", "schedule.instances=10e6"]
 
 
@@ -44,20 +46,26 @@ def command(directory: Path, *extra: str) -> list[str]:
     return [*tiny.overrides(run__dir=directory), *extra]
 
 
-def start(arguments: list[str], **extra: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(arguments: list[str], server: int = 0, **extra: str) -> Process:
+    return forks.start(arguments, environment(**extra), server=server)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        raise AssertionError(f"did not end within {TIMEOUT_SECONDS} s:\n{output}") from None
-    return process.returncode, output
+def start_fresh(arguments: list[str], **extra: str) -> Process:
+    """For tests of what happens while a command imports."""
+    return forks.start_fresh(arguments, environment(**extra))
+
+
+def finish(process: Process) -> tuple[int, str]:
+    deadline = Deadline(TIMEOUT_SECONDS)
+    while not deadline.passed():
+        try:
+            output, _ = process.communicate(timeout=deadline.left())
+        except subprocess.TimeoutExpired:
+            continue
+        return process.returncode, output
+    process.kill()
+    output, _ = process.communicate()
+    raise AssertionError(f"did not end within {TIMEOUT_SECONDS} s:\n{output}")
 
 
 def train(directory: Path, *extra: str, expect: int = 0) -> str:
@@ -78,19 +86,22 @@ def torchrun(ranks: int) -> list[str]:
     return ["torchrun", f"--nproc_per_node={ranks}", f"--master_port={free_port()}", "upscale/train.py"]
 
 
-def as_srun_would(ranks: int, arguments: list[str]) -> None:
+def start_as_srun_would(ranks: int, arguments: list[str]) -> list[Process]:
     """One process a task with the variables that Slurm sets in a step, on one node."""
     job = str(free_port())
     shared = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(ranks), "SLURM_STEP_NODELIST": "localhost"}
-    tasks = [
-        start(
-            [sys.executable, "upscale/train.py", *arguments], SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **shared
-        )
+    words = [sys.executable, "upscale/train.py", *arguments]
+    return [
+        start(words, server=rank % 2, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **shared)
         for rank in range(ranks)
     ]
-    for task in tasks:
-        code, output = finish(task)
-        assert code == 0, output
+
+
+def as_srun_would(ranks: int, arguments: list[str]) -> list[str]:
+    """Train so to the end; what each rank printed."""
+    results = [finish(task) for task in start_as_srun_would(ranks, arguments)]
+    assert [code for code, _ in results] == [0] * ranks, results
+    return [output for _, output in results]
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +138,7 @@ def test_dropout_keyed_by_row_gives_the_same_losses_in_any_world(single, tmp_pat
     """One rank against three; with masks keyed by rank they would differ by more than a tenth of a bit."""
     extra = ["model.dropout=0.3", "model.dropout_keys=row"]
     train(tmp_path / "one", *extra)
-    code, output = finish(start([*torchrun(3), *command(tmp_path / "three", *extra)]))
-    assert code == 0, output
+    as_srun_would(3, command(tmp_path / "three", *extra))
     assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert losses(tmp_path / "one") != pytest.approx(losses(single), rel=1e-3)
 
@@ -184,12 +194,20 @@ def test_records_that_a_crash_undid_are_dropped(tmp_path):
     assert max(losses(tmp_path)) < 20
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+def wait_for(condition, process: Process) -> None:
+    deadline = Deadline(TIMEOUT_SECONDS)
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
+        assert not deadline.passed()
         time.sleep(0.05)
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal, from the kernel's own record."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def logged(directory: Path) -> bool:
@@ -201,10 +219,7 @@ def logged(directory: Path) -> bool:
 )
 def test_a_signal_to_one_rank_saves_and_exits_75_on_all(single, tmp_path, number):
     """The decision is reduced at a step's end; the run then continues to the same losses."""
-    job = str(free_port())
-    shared = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
-    arguments = [sys.executable, "upscale/train.py", *command(tmp_path, *SLOW_STEPS)]
-    tasks = [start(arguments, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **shared) for rank in range(2)]
+    tasks = start_as_srun_would(2, command(tmp_path, *SLOW_STEPS))
     wait_for(lambda: logged(tmp_path), tasks[0])
     tasks[1].send_signal(number)
     results = [finish(task) for task in tasks]
@@ -219,8 +234,8 @@ def test_a_signal_to_one_rank_saves_and_exits_75_on_all(single, tmp_path, number
 @pytest.mark.parametrize("program", [["upscale/train.py"], ["-c", "from upscale.cli import main; main()", "train"]])
 def test_a_request_to_stop_while_importing_exits_75(tmp_path, program):
     """There is nothing to save yet, but a job that is to be run again must say so."""
-    process = start([sys.executable, *program, *command(tmp_path, *SLOW_STEPS)])
-    time.sleep(1.0)
+    process = start_fresh([sys.executable, *program, *command(tmp_path, *SLOW_STEPS)])
+    wait_for(lambda: catches(process.pid, signal.SIGTERM), process)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 75, output
@@ -229,9 +244,10 @@ def test_a_request_to_stop_while_importing_exits_75(tmp_path, program):
 @pytest.mark.parametrize("phase", ["importing", "training", "saving"])
 def test_control_c_exits_130_and_leaves_only_whole_files(tmp_path, phase):
     extra = ["checkpoint.every_steps=1"] if phase == "saving" else []
-    process = start([sys.executable, "upscale/train.py", *command(tmp_path / "run", *SLOW_STEPS, *extra)])
-    if phase == "importing":
-        time.sleep(1.0)
+    begin = start_fresh if phase == "importing" else start
+    process = begin([sys.executable, "upscale/train.py", *command(tmp_path / "run", *SLOW_STEPS, *extra)])
+    if phase == "importing":  # the handler for SIGUSR1 is set right after that for Control-C, which Python has anyway
+        wait_for(lambda: catches(process.pid, signal.SIGUSR1), process)
     else:
         wait_for(lambda: logged(tmp_path / "run"), process)
     process.send_signal(signal.SIGINT)

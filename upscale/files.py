@@ -1,13 +1,19 @@
-"""Writing files so that a reader never sees half of one."""
+"""Reading and writing files: one YAML dialect for every file and override, and never half a file for a reader."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import yaml
+
+from upscale.errors import UserError
 
 
 @contextmanager
@@ -52,3 +58,68 @@ def read_json_lines(path: Path) -> Iterator[dict]:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
         yield record
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 3e-4 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be given again
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read back as a text."""
+
+
+# YAML 1.1 wants a dot and a signed exponent in a float, so that 3e-4 would be a string.
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text stands for; raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
+
+
+def dump_yaml(tree: Any) -> str:
+    """A YAML text that `parse_yaml` reads back as the same value."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def reads_as_itself(text: str) -> bool:
+    """Whether an override with this text as its value sets this text, without quotes."""
+    try:
+        return parse_yaml(text) == text
+    except yaml.YAMLError:
+        return False
+
+
+def read_yaml(path: Path, kind: str, form: str) -> dict:
+    """The mapping in a YAML file; UserError with its `kind` and the `form` it should have for anything else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        siblings = [p.as_posix() for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.as_posix(), siblings, 1)
+        raise UserError(f"no {kind} file {path}" + (f"; did you mean {near[0]}?" if near else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {kind} file {path}: {error}") from None
+    try:
+        tree = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds a {type(tree).__name__}, but {form}")
+    return tree

@@ -6,11 +6,13 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 AUTO = "auto"
+Named = TypeVar("Named")
+"""A class whose instances have an attribute `name`."""
 
 
 def integral(value: Any) -> Any:
@@ -43,14 +45,33 @@ def components(room: ModuleType, base: type[Section]) -> dict[str, type[Section]
     Imports every file and folder of the room once; a subclass of `base` with a field `kind` is a component. Raises
     TypeError when two claim one name.
     """
-    for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
-        importlib.import_module(module.name)
+    modules(room)
     found: dict[str, type[Section]] = {}
     for settings in _subclasses(base):
         for kind in get_args(settings.model_fields["kind"].annotation) if "kind" in settings.model_fields else ():
             if found.setdefault(kind, settings) is not settings:
                 raise TypeError(f"{settings.__qualname__} and {found[kind].__qualname__} are both called {kind!r}")
     return dict(sorted(found.items()))
+
+
+def instances(room: ModuleType, base: type[Named]) -> dict[str, Named]:
+    """The instances of `base` that the files of a room hold as globals, by their attribute `name`, sorted.
+
+    Imports every file and folder of the room once. Raises TypeError when two have one name.
+    """
+    found: dict[str, Named] = {}
+    for module in modules(room):
+        for value in vars(module).values():
+            if isinstance(value, base) and found.setdefault(value.name, value) is not value:
+                raise TypeError(
+                    f"{module.__name__} defines {value.name!r}, and so does another file of {room.__name__}"
+                )
+    return dict(sorted(found.items()))
+
+
+def modules(room: ModuleType) -> list[ModuleType]:
+    """Every file and folder of a room, imported."""
+    return [importlib.import_module(found.name) for found in pkgutil.iter_modules(room.__path__, room.__name__ + ".")]
 
 
 def _subclasses(base: type) -> Iterator[type]:

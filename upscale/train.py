@@ -36,11 +36,13 @@ from upscale.distributed import flight_recorder
 from upscale.distributed.watchdog import Watchdog
 from upscale.distributed.world import World, placement
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
-from upscale.evaluation import suite
+from upscale.evaluation import overlap, suite
+from upscale.evaluation.compression import Interrupted
 from upscale.evaluation.table import summary
 from upscale.launch import signals
+from upscale.machine import accelerator
 from upscale.machine.timing import Stopwatch, peak_memory_gib
-from upscale.training import train_step
+from upscale.training import precision, train_step
 from upscale.training.logger import Tracker
 from upscale.training.profiler import Profiler
 from upscale.training.spikes import SpikeGuard
@@ -53,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", "--local-rank", type=int, help="given by launchers; the environment decides")
     options = parser.parse_intermixed_args(arguments)
     config = config_files.load(options.config, options.overrides).resolved()
+    device_type = accelerator.device_type()
     ranks, most = placement(os.environ).size, config.data.lanes
     if ranks > most:
         raise UserError(
@@ -64,7 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
     stop = StopRequest()
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
     os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
     world = World.join(timeout_seconds=timeout_seconds)
@@ -81,16 +83,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGUSR1; the ranks agree on it at a step's end. A second signal ends the process at once."""
+    """Set by SIGTERM, SIGUSR1 or SIGHUP; the ranks agree on it at a step's end.
+
+    A second signal ends the process at once, but for SIGHUP, which a terminal that closes sends more than once.
+    """
 
     def __init__(self):
         self.signal: str | None = None
-        for number in signals.STOP_SIGNALS:
-            signal.signal(number, self._receive)
+        signals.catch_stop_signals(self._receive)
         for number in signals.requested[:1]:
             self._receive(number, None)
 
     def _receive(self, number: int, _frame) -> None:
+        if self.signal and number == signal.SIGHUP:
+            return
         if self.signal:
             os._exit(128 + number)
         self.signal = signal.Signals(number).name
@@ -108,6 +114,8 @@ class Trainer:
         initial: warm_start.Initialization | None,
         stop: StopRequest,
     ):
+        chosen = precision.settle(config, world, run_directory.kept_precision(config, world))
+        config, self.why_precision = chosen.config, chosen.reason
         self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
         self.directory, notes = run_directory.open_directory(config, world)
         if world.device.type == "cuda":
@@ -116,9 +124,7 @@ class Trainer:
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
         self.lanes = prefetch.drawn(config.data, rows, owned, world.device)
-        self.micro_batch = planning.micro_batch(
-            config, world.device, train_step.most_rows(config, world.size), world.size
-        )
+        self.micro_batch = train_step.micro_batch(config, world)
         self.passes = train_step.Passes(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
@@ -129,8 +135,8 @@ class Trainer:
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
         self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
-        overlaps = training_rows.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
-        for note in [self.introduction(), *notes, *more_notes, *overlaps]:
+        overlaps = overlap.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
+        for note in [self.introduction(), *chosen.notes, *notes, *more_notes, *overlaps]:
             self.tracker.note(note)
 
     def lost(self, silent: list[int]) -> str:
@@ -154,16 +160,20 @@ class Trainer:
         return (
             f"{config.run.name}: width {model.width}, {model.depth} blocks, {planning.parameters(model):,} parameters; "
             f"{world.size} {'rank' if world.size == 1 else 'ranks'} on {world.device.type}, by {world.launcher}; "
-            f"{engine}, {config.engine.precision}, "
+            f"{engine}, {config.engine.precision} ({self.why_precision}), "
             f"micro-batches of {self.micro_batch}; {config.data.lanes} lanes{rounding}; run directory {self.directory}"
         )
 
     def run(self) -> int:
         """Train to the end of the schedule or to a request to stop; returns the exit code."""
+        owed = self.counters.evaluation_owed
+        if owed or self.counters.step == 0:
+            if not self.evaluate():
+                return self.close(self.reason_to_stop(), STOPPED_EXIT_CODE)
+            if self.counters.step and (failure := self.saver.settle_evaluation(self.counters)):
+                self.tracker.note(f"WARNING: a later start will do this evaluation again: {failure}")
         if self.finished():
-            return self.close("finished before: nothing left to do", 0)
-        if self.counters.step == 0:
-            self.evaluate()
+            return self.close("finished" if owed else "finished before: nothing left to do", 0)
         while True:
             begin, seen = time.perf_counter(), self.counters.instances
             self.watchdog.beat()
@@ -180,6 +190,7 @@ class Trainer:
                 self.counters.step,
                 lambda share: self.spike_guard.judge(share, self.counters.recent_losses),
             )
+            stop = self.world.any_later(self.stop.signal is not None)  # answered while the step is taken
             report = self.engine.step(
                 schedule.learning_rate_factor(seen, self.config.schedule),
                 schedule.awake_groups(seen, self.config.schedule),
@@ -188,7 +199,7 @@ class Trainer:
             self.count_skipped(report)
             rolled_back = self.settle_spike(report)
 
-            stopping, finished = self.world.any(self.stop.signal is not None), self.finished()
+            stopping, finished = stop(), self.finished()
             if self.counters.step % self.config.tracking.log_every == 0 or finished:
                 bits = self.world.sum(loss).item() / math.log(2)  # waits for the device, as engines may in a step
                 observed = self.observe(rows, active)
@@ -198,15 +209,14 @@ class Trainer:
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
             if note := self.profiler.end(self.counters.step, leaving=stopping or finished):
                 self.tracker.note(note)
-            if not stopping and (
-                finished or schedule.crossed(seen, self.counters.instances, self.config.evaluation.every)
-            ):
-                self.evaluate()
+            if finished or schedule.crossed(seen, self.counters.instances, self.config.evaluation.every):
+                self.counters.evaluation_owed = True
+                stopping = stopping or not self.evaluate()
                 self.tracker.samples(self.counters.step, printable(rows[: self.config.tracking.samples]))
             if stopping or finished or rolled_back or self.saver.due(seen, self.counters):
                 self.save(seen)
             if stopping:
-                return self.close(f"stopped by {self.stop.signal or 'a signal to another rank'}", STOPPED_EXIT_CODE)
+                return self.close(self.reason_to_stop(), STOPPED_EXIT_CODE)
             if finished:
                 return self.close("finished", 0)
 
@@ -215,6 +225,9 @@ class Trainer:
         last = self.counters.step + 1 == self.config.run.steps or seen >= self.config.schedule.instances
         batch = schedule.batch_size(seen, self.config.schedule, self.config.data.lanes)
         return None if last else batch // self.config.data.lanes
+
+    def reason_to_stop(self) -> str:
+        return f"stopped by {self.stop.signal or 'a signal to another rank'}"
 
     def finished(self) -> bool:
         limit = self.config.run.steps
@@ -259,6 +272,9 @@ class Trainer:
         per_device = tokens_per_second / self.world.size
         flops_per_second = planning.flops_per_token(model, active) * per_device
         factor = schedule.learning_rate_factor(seen - batch, self.config.schedule)
+        generate_seconds, draw_seconds, peak = self.world.maxima(
+            [self.generating.take(), self.lanes.take_seconds(), peak_memory_gib(self.world.device)]
+        )
         record = {
             "step": self.counters.step,
             "instances": seen,
@@ -269,13 +285,13 @@ class Trainer:
             "active_blocks": active,
             "grad_norm": report.gradient_norm if report.applied else None,
             "step_seconds": step_seconds,
-            "generate_seconds": self.world.maximum(self.generating.take()) / self.steps,
-            "draw_seconds": self.world.maximum(self.lanes.take_seconds()) / self.steps,
+            "generate_seconds": generate_seconds / self.steps,
+            "draw_seconds": draw_seconds / self.steps,
             "checkpoint_blocking_seconds": self.saver.take_blocking_seconds(),
             "tokens_per_second": tokens_per_second,
             "tokens_per_second_per_device": per_device,
             "model_flops_utilization": flops_per_second / self.peak_flops if self.peak_flops else None,
-            "peak_memory_gib": self.world.maximum(peak_memory_gib(self.world.device)),
+            "peak_memory_gib": peak,
             "world_size": self.world.size,
             "skipped_steps": self.counters.skipped_steps,
             "spikes": len(self.counters.spikes),
@@ -285,24 +301,37 @@ class Trainer:
         self.tracker.metrics(record, max(0, self.config.schedule.instances - seen) / batch * step_seconds)
 
     @torch.no_grad()
-    def evaluate(self) -> None:
-        """Measure the model as it is on every task; the records go to evaluations.jsonl."""
+    def evaluate(self) -> bool:
+        """Measure the model as it is on every task; the records go to evaluations.jsonl.
+
+        False when a request to stop came before the end: the evaluation is owed until it is done.
+        """
+        self.counters.evaluation_owed = bool(self.datasets)
         if not self.datasets:
-            return
+            return True
         active = schedule.active_blocks(self.counters.instances, self.config.schedule, self.config.model)
         self.engine.train_mode(False)
-        records = suite.evaluate(
-            lambda tokens: self.engine.logits(tokens, active, last_only=True)[:, 0],
-            self.datasets,
-            slices=self.config.evaluation.slices,
-            context=self.config.model.context,
-            world=self.world,
-            batch_rows=self.micro_batch,
-            progress=self.evaluation_progress,
-        )
+        try:
+            records = suite.evaluate(
+                lambda tokens: self.engine.logits(tokens, active, last_only=True)[:, 0],
+                self.datasets,
+                slices=self.config.evaluation.slices,
+                context=self.config.model.context,
+                world=self.world,
+                batch_rows=self.micro_batch,
+                progress=self.evaluation_progress,
+                requested=lambda: self.stop.signal is not None,
+            )
+        except Interrupted:
+            self.tracker.note(
+                f"the evaluation of step {self.counters.step} was interrupted; the next start begins with it"
+            )
+            return False
         place = {"step": self.counters.step, "instances": self.counters.instances}
         self.tracker.evaluations([{**place, **record} for record in records])
         self.tracker.note(f"bits per character at {self.counters.instances:,} instances: {summary(records)}")
+        self.counters.evaluation_owed = False
+        return True
 
     def evaluation_progress(self, done: int, total: int, label: str) -> None:
         self.watchdog.beat()

@@ -27,9 +27,10 @@ import torch
 
 from tests.benchmarks.generator import machine, summary
 from upscale.config import files as config_files
-from upscale.corpora.index import BLOCK
-from upscale.corpora.reading import Corpus, Windows
-from upscale.corpora.writing import Spool, write_corpus
+from upscale.corpora.shards.index import BLOCK
+from upscale.corpora.shards.reading import Corpus, Windows
+from upscale.corpora.shards.writing import write_corpus
+from upscale.corpora.work.spooling import Spool
 from upscale.machine.gpus import DEVICES
 from upscale.model.costs import flops_per_token
 

@@ -19,7 +19,7 @@ import torch
 from tests import tiny
 from upscale.config import Config
 from upscale.distributed.world import World
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import TEXTS
 from upscale.model import parametrization
 from upscale.model.transformer import row_losses, row_z_losses
 from upscale.training.stability import Observer
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    text = torch.from_numpy(load_text("wp").data.copy())
+    text = torch.from_numpy(TEXTS["wp"].load().data.copy())
     counts = torch.bincount(text.long(), minlength=256).double() / len(text)
     unigram = -(counts[counts > 0] * counts[counts > 0].log2()).sum().item()
     begin, runs = time.perf_counter(), {}

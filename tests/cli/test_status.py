@@ -81,7 +81,7 @@ def test_a_run_that_has_only_begun(tmp_path, capsys):
 
 
 def test_it_starts_without_torch(run):
-    code = "import sys; from upscale.jobs import status; status.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    code = "import sys; from upscale.cli import status; status.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, "--run", run], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import upscale
 from upscale import planning
 from upscale.config import buffer_rows, enriched_rows
 from upscale.config import files as config_files
 from upscale.errors import UserError
+from upscale.files import read_yaml
 from upscale.model import parametrization
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -161,7 +168,7 @@ def test_impossible_values(overrides, expected):
 def test_a_file_may_merge_what_it_said_before(tmp_path):
     path = tmp_path / "merged.yaml"
     path.write_text("one: &one {width: 384, heads: 3}\ntwo: {<<: *one, width: 512}\n")
-    assert config_files.read_yaml(path, "config", "a mapping")["two"] == {"width": 512, "heads": 3}
+    assert read_yaml(path, "config", "a mapping")["two"] == {"width": 512, "heads": 3}
 
 
 @pytest.mark.parametrize(
@@ -209,3 +216,62 @@ def test_corpora_and_fine_tuning_mistakes_are_all_reported():
     assert "leave a part that can learn" in problems("optimizer.freeze=[embeddings, attention, ff, norms, head]")[1]
     assert "128 is too small for corpora" in "".join(problems("data.kind=corpus", "model.vocabulary=128"))
     assert "is read with data.kind=corpus only" in problems("data.corpora=[{path: data/wp}]")[1]
+
+
+@pytest.mark.parametrize("folder", ["3e4", "[x", "null", "1_000", "plain", "a: b", "2020-01-01"])
+def test_a_written_config_reads_back_as_it_was(tmp_path, folder):
+    """Folders whose names YAML takes for something else."""
+    config = config_files.load(None, [f"evaluation.data_dir='{folder}'"]).resolved()
+    assert config.evaluation.data_dir == folder
+    config_files.write(config, tmp_path / "config.yaml")
+    assert config_files.load(tmp_path / "config.yaml").resolved() == config
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    command = ["git", *identity, "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def commit_seen_by(root: Path) -> str:
+    """What a copy of the package in `root` says of its commit."""
+    ended = subprocess.run(
+        [sys.executable, "-c", "from upscale.config import files; print(files.versions()['commit'])"],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_commit_is_the_package_own_repository_and_no_enclosing_one(tmp_path):
+    """A copy inside somebody's repository, then with a repository of its own, then changed."""
+    inner = tmp_path / "somebody/inner"
+    shutil.copytree(Path(upscale.__file__).parent, inner / "upscale", ignore=shutil.ignore_patterns("__pycache__"))
+    git(tmp_path, "init", "-q", "somebody")
+    git(inner.parent, "add", ".")
+    git(inner.parent, "commit", "-qm", "all")
+    (inner.parent / ".gitignore").write_text("__pycache__\n")
+    assert commit_seen_by(inner) == "unknown"
+    git(inner.parent, "init", "-q", "inner")
+    (inner / ".gitignore").write_text("__pycache__\n")
+    git(inner, "add", ".")
+    git(inner, "commit", "-qm", "inner")
+    own = git(inner, "rev-parse", "HEAD")
+    assert commit_seen_by(inner) == own
+    (inner / ".gitignore").write_text("__pycache__\n*.so\n")
+    assert commit_seen_by(inner) == f"{own}-dirty"
+
+
+def test_a_config_is_written_from_a_checkout_that_is_not_installed(tmp_path, monkeypatch):
+    def version(name: str) -> str:
+        if name == "upscale":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    config = config_files.load(None).resolved()
+    config_files.write(config, tmp_path / "config.yaml")
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())["versions"]
+    assert written["upscale"] == "not installed" and written["torch"] == "1"
+    assert config_files.load(tmp_path / "config.yaml").resolved() == config

@@ -9,7 +9,7 @@ import time
 import pytest
 
 PROGRAM = """
-from upscale import command
+from upscale.console import command
 from upscale.errors import {error}
 
 command.SECONDS_FOR_THE_FIRST_RANK = {seconds}

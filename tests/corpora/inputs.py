@@ -7,16 +7,13 @@ import gzip
 import io
 import lzma
 import random
-import shutil
-import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-NEEDS_ZSTD = pytest.mark.skipif(shutil.which("zstd") is None, reason="the zstd program is not installed")
+from upscale.corpora.archives.unpacking import zstd
 
 
 def source(size: int, seed: int) -> bytes:
@@ -82,8 +79,9 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def zstd(content: bytes) -> bytes:
-    return subprocess.run(["zstd", "--quiet", "--stdout"], input=content, stdout=subprocess.PIPE, check=True).stdout
+def zstd_with_checksum(content: bytes) -> bytes:
+    """As the program `zstd` writes it."""
+    return zstd.compress(content, options={zstd.CompressionParameter.checksum_flag: True})
 
 
-PACKINGS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+PACKINGS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd_with_checksum}

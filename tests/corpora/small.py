@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from upscale.corpora.index import Index
-from upscale.corpora.writing import Spool, write_corpus
+from upscale.corpora.prepare import Request
+from upscale.corpora.recipes import RECIPES
+from upscale.corpora.shards.index import Index
+from upscale.corpora.shards.writing import write_corpus
+from upscale.corpora.work.spooling import Spool
 
 ABOUT = {"options": {}, "licence": "none: made by a test", "provenance": {}}
 
@@ -28,3 +31,11 @@ def corpus(folder: Path, content: bytes, sizes: dict[str, int], *, name: str = "
     written: Index = write_corpus(spool, sizes, folder, about=about, piece_bytes=piece_bytes, shard_pieces=shard_pieces)
     file.unlink()
     return written
+
+
+def request(
+    corpus: str, to: Path, source: Path | str, *, processes: int = 1, checksum: bool = True, **asked
+) -> Request:
+    """A request for a corpus with these options of its recipe; of the whole text, unless `take` is given."""
+    recipe = RECIPES[corpus](**{"take": None, **asked})
+    return Request(recipe, to, str(source), processes, checksum)

@@ -15,17 +15,15 @@ import sys
 import tarfile
 import threading
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.corpora import inputs
-from tests.corpora.small import text
-from upscale.corpora import catalogue, prepare
-from upscale.corpora.catalogue import Known
-from upscale.corpora.prepare import Request
-from upscale.corpora.reading import Corpus, Windows
+from tests.corpora.small import request, text
+from upscale.corpora import prepare
+from upscale.corpora.recipes import RECIPES, Known
+from upscale.corpora.shards.reading import Corpus, Windows
 from upscale.errors import UserError
 
 HTML = b"\n <!DOCTYPE html><html><body>404 Not Found</body></html>" + b" " * 2000
@@ -35,7 +33,7 @@ RUN = [sys.executable, "-c", "from upscale.cli import main; main()", "prepare"]
 def fails(tmp_path: Path, corpus: str, source: Path | str, message: str, **changes) -> None:
     """Preparing raises UserError with the message and leaves no folder behind."""
     with pytest.raises(UserError, match=message):
-        prepare.prepare(Request(corpus, tmp_path / "to", str(source), **changes))
+        prepare.prepare(request(corpus, tmp_path / "to", str(source), **changes))
     assert not (tmp_path / "to").exists()
 
 
@@ -49,17 +47,17 @@ def test_web_pages_instead_of_texts(tmp_path):
     fails(tmp_path, "linux", tmp_path / "file0.zip", "is an HTML page, not the text")
 
 
-@pytest.mark.parametrize("packing", [".gz", ".bz2", ".xz", pytest.param(".zst", marks=inputs.NEEDS_ZSTD), ".zip"])
+@pytest.mark.parametrize("packing", [".gz", ".bz2", ".xz", ".zst", ".zip"])
 def test_truncated_and_damaged_packings(tmp_path, packing):
     """Cut in the middle, and with a byte changed: named as damaged, for a text and for an archive."""
     archive = inputs.zipped(inputs.KERNEL) if packing == ".zip" else inputs.PACKINGS[packing](inputs.tar())
     single = inputs.zipped({"x": text(9000)}) if packing == ".zip" else inputs.PACKINGS[packing](text(9000))
     file = tmp_path / "file"
-    for corpus, content in (("linux", archive), ("wp", single)):
+    for corpus, content, asked in (("linux", archive, {"files": "all"}), ("wp", single, {})):
         place = 300 if packing == ".zip" else len(content) // 2  # in a zip, headers have bytes that mean nothing
         for bad in (content[:place], content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]):
             file.write_bytes(bad)
-            fails(tmp_path, corpus, file, "is damaged or truncated .*download or copy it again", files="all")
+            fails(tmp_path, corpus, file, "is damaged or truncated .*download or copy it again", **asked)
 
 
 def test_truncated_plain_tars(tmp_path):
@@ -120,7 +118,7 @@ def test_inputs_that_are_something_else(tmp_path):
 
 def test_a_corpus_smaller_than_one_window_is_told_before_training(tmp_path):
     (tmp_path / "small").write_bytes(text(500))
-    prepare.prepare(Request("wp", tmp_path / "to", str(tmp_path / "small")))
+    prepare.prepare(request("wp", tmp_path / "to", str(tmp_path / "small")))
     with pytest.raises(UserError, match="train split of .* has 450 bytes; one window needs 513 "):
         Windows.open([tmp_path / "to"], context=512, seed=0)
 
@@ -129,23 +127,17 @@ def test_a_wrong_checksum(tmp_path, monkeypatch):
     """Of the text, whatever its packing, and of the file; right ones pass, and --no-checksum takes another."""
     content = text(1000)
     known = (Known(r"good(\.bz2)?", "md5", hashlib.md5(content).hexdigest(), of_text=True),)
-    monkeypatch.setitem(catalogue.CORPORA, "wp", replace(catalogue.CORPORA["wp"], known=known))
+    monkeypatch.setattr(RECIPES["wp"], "known", known)
     (tmp_path / "good").write_bytes(content)
     (tmp_path / "good.bz2").write_bytes(bz2.compress(content))
     for name in ("good", "good.bz2"):
-        found = prepare.prepare(Request("wp", tmp_path / f"of {name}", str(tmp_path / name)))
+        found = prepare.prepare(request("wp", tmp_path / f"of {name}", str(tmp_path / name)))
         assert found.provenance["text_md5"] == hashlib.md5(content).hexdigest()
     (tmp_path / "good.bz2").write_bytes(bz2.compress(content[:-1]))
     fails(tmp_path, "wp", tmp_path / "good.bz2", "is not what its name says: md5 .*of its text instead of")
-    prepare.prepare(Request("wp", tmp_path / "other", str(tmp_path / "good.bz2"), checksum=False))
+    prepare.prepare(request("wp", tmp_path / "other", str(tmp_path / "good.bz2"), checksum=False))
     (tmp_path / "linux-6.1.tar.xz").write_bytes(inputs.PACKINGS[".xz"](inputs.tar()))
     fails(tmp_path, "linux", tmp_path / "linux-6.1.tar.xz", "is not what its name says: sha256 .* --no-checksum")
-
-
-def test_zstd_without_a_program(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "x.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(20))
-    fails(tmp_path, "wp", tmp_path / "x.zst", "the program `zstd` is not installed: install it")
 
 
 def test_a_full_disk(tmp_path):
@@ -174,17 +166,17 @@ def test_no_permission(tmp_path):
     (tmp_path / "readable").write_bytes(text(1000))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the corpus to .*file/to: Not a directory"):
-        prepare.prepare(Request("wp", tmp_path / "file" / "to", str(tmp_path / "readable")))
+        prepare.prepare(request("wp", tmp_path / "file" / "to", str(tmp_path / "readable")))
     program = """if True:
         import os, sys
-        from upscale.corpora import prepare
+        from upscale.cli.prepare import main
         from upscale.errors import UserError
         os.chdir(sys.argv[1])
         if os.geteuid() == 0:
             os.setgroups([]); os.setgid(65534); os.setuid(65534)
         for source, to in (("readable", "closed/to"), ("text", "/tmp/never-made/to")):
             try:
-                prepare.main(["wp", "--to", to, "--from", source, "--processes", "1"])
+                main(["wp", "--to", to, "--from", source, "--processes", "1"])
             except UserError as error:
                 print(error)
     """
@@ -202,7 +194,7 @@ def test_a_killed_prepare_is_made_again(tmp_path, calls):
     (tmp_path / "text").write_bytes(text(5000))
     program = """if True:
         import os, signal, sys
-        from upscale.corpora import prepare
+        from upscale.cli.prepare import main
         replace, seen = os.replace, []
         def counted(*given):
             seen.append(given)
@@ -210,14 +202,14 @@ def test_a_killed_prepare_is_made_again(tmp_path, calls):
                 os.kill(os.getpid(), signal.SIGKILL)
             return replace(*given)
         os.replace = counted
-        prepare.main(["wp", "--to", sys.argv[2], "--from", sys.argv[3], "--processes", "1"])
+        main(["wp", "--to", sys.argv[2], "--from", sys.argv[3], "--processes", "1"])
     """
     command = [sys.executable, "-c", program, str(calls), str(tmp_path / "to"), str(tmp_path / "text")]
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
     with pytest.raises(UserError, match="is not a prepared corpus: its `upscale prepare` has not finished"):
         Corpus.open(tmp_path / "to")
-    prepare.prepare(Request("wp", tmp_path / "to", str(tmp_path / "text")))
-    prepare.prepare(Request("wp", tmp_path / "fresh", str(tmp_path / "text")))
+    prepare.prepare(request("wp", tmp_path / "to", str(tmp_path / "text")))
+    prepare.prepare(request("wp", tmp_path / "fresh", str(tmp_path / "text")))
     left, fresh = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("to", "fresh"))
     assert left == fresh and len(fresh) == 4
 
@@ -228,13 +220,13 @@ def test_folders_in_use_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").write_text("x")
     with pytest.raises(UserError, match="mine is not empty; allowed: a new or empty folder"):
-        prepare.prepare(Request("wp", tmp_path / "mine", str(tmp_path / "text")))
+        prepare.prepare(request("wp", tmp_path / "mine", str(tmp_path / "text")))
     assert (tmp_path / "mine" / "thesis").read_text() == "x"
     with (
         prepare._working_folder(tmp_path / "busy"),
         pytest.raises(UserError, match="another `upscale prepare` is writing"),
     ):
-        prepare.prepare(Request("wp", tmp_path / "busy", str(tmp_path / "text")))
+        prepare.prepare(request("wp", tmp_path / "busy", str(tmp_path / "text")))
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -282,11 +274,11 @@ def test_a_broken_download_continues(tmp_path):
     content = text(300_000)
     server = Server(bz2.compress(content))
     server.cut = 100_000
-    request = Request("wp", tmp_path / "to", server.address("dump.bz2"))
+    asked = request("wp", tmp_path / "to", server.address("dump.bz2"))
     with pytest.raises(UserError, match=r"ended at 100,000 of .* bytes: run it again. Without a network here"):
-        prepare.prepare(request)
+        prepare.prepare(asked)
     server.cut = None
-    found = prepare.prepare(request)
+    found = prepare.prepare(asked)
     assert server.asked == [None, "bytes=100000-"] and splits_of(tmp_path / "to") == content
     assert found.provenance["input"] == "dump.bz2" and found.provenance["address"] == server.address("dump.bz2")
     assert sorted(path.suffix for path in (tmp_path / "to").iterdir()) == [".json", ".tar", ".tar", ".tar"]
@@ -295,11 +287,11 @@ def test_a_broken_download_continues(tmp_path):
 def test_a_file_that_changed_meanwhile_is_fetched_anew(tmp_path):
     server = Server(text(200_000, seed=1))
     server.cut = 100_000
-    request = Request("wp", tmp_path / "to", server.address("text"))
+    asked = request("wp", tmp_path / "to", server.address("text"))
     with pytest.raises(UserError, match="run it again"):
-        prepare.prepare(request)
+        prepare.prepare(asked)
     server.cut, server.version, server.content = None, '"2"', text(200_000, seed=2)
-    prepare.prepare(request)
+    prepare.prepare(asked)
     assert splits_of(tmp_path / "to") == text(200_000, seed=2)
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from upscale.corpora import parallel
+from upscale.corpora.work import parallel
 from upscale.errors import RunError, UserError
 
 WAIT_SECONDS = 60
@@ -65,7 +65,7 @@ def test_workers_follow_a_killed_parent():
     """Against /proc: the parent is killed while its workers are idle or busy, and they end too."""
     program = """if True:
         import multiprocessing, time
-        from upscale.corpora import parallel
+        from upscale.corpora.work import parallel
         results = parallel.ordered_map(abs, range(100), 2)
         next(results)
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -14,15 +14,18 @@ import pytest
 import webdataset
 
 from tests.corpora import inputs
-from tests.corpora.small import text
+from tests.corpora.small import request, text
 from tests.reference import corpora as reference
-from upscale.corpora import index, prepare, spooling, writing
-from upscale.corpora.catalogue import CORPORA
-from upscale.corpora.prepare import Request
-from upscale.corpora.reading import Corpus
+from upscale.cli.prepare import main
+from upscale.corpora.archives.unpacking import zstd
+from upscale.corpora.prepare import prepare
+from upscale.corpora.recipes import RECIPES
+from upscale.corpora.recipes.german import book_body
+from upscale.corpora.shards import index, writing
+from upscale.corpora.shards.reading import Corpus
+from upscale.corpora.work import spooling
 from upscale.errors import UserError
 
-PACKINGS = [pytest.param(name, marks=inputs.NEEDS_ZSTD if name == ".zst" else ()) for name in inputs.PACKINGS]
 COMMAND = [sys.executable, "-c", "from upscale.cli import main; main()", "prepare"]
 
 
@@ -35,7 +38,7 @@ def small_stretches(monkeypatch):
 
 def made(to: Path, corpus: str, source: Path, **changes) -> dict[str, bytes]:
     """The splits' bytes after preparing."""
-    prepare.prepare(Request(corpus, to, str(source), **changes))
+    prepare(request(corpus, to, str(source), **changes))
     return {name: split.text().tobytes() for name, split in Corpus.open(to).splits.items()}
 
 
@@ -44,13 +47,20 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def proportional(corpus: str, content: bytes) -> dict[str, bytes]:
-    origin, total = CORPORA[corpus], len(content)
+    origin, total = RECIPES[corpus], len(content)
     return reference.splits(content, total * origin.train // origin.total, total * origin.validation // origin.total)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"collapsed": False}, {"files": "all"}, {"take": 4000}, {"take": 4000, "collapsed": False}, {"take": 10**6}],
+    [
+        {},
+        {"whitespace": "kept"},
+        {"files": "all"},
+        {"take": 4000},
+        {"take": 4000, "whitespace": "kept"},
+        {"take": 10**6},
+    ],
     ids=str,
 )
 def test_linux_is_the_reference(tmp_path, small_stretches, options):
@@ -58,14 +68,14 @@ def test_linux_is_the_reference(tmp_path, small_stretches, options):
     tree = inputs.write_tree(tmp_path / "tree")
     expected = reference.linux(
         inputs.KERNEL,
-        collapsed=options.get("collapsed", True),
+        collapsed=options.get("whitespace") != "kept",
         every=options.get("files") == "all",
         take=options.get("take"),
     )
     assert made(tmp_path / "corpus", "linux", tree, **options) == proportional("linux", expected)
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", inputs.PACKINGS)
 def test_a_tar_gives_the_bytes_of_its_tree(tmp_path, small_stretches, packing):
     """Against the folder itself: members in random order, two tar formats, a link inside, packed or not."""
     made(tmp_path / "of tree", "linux", inputs.write_tree(tmp_path / "tree"))
@@ -124,7 +134,7 @@ def test_many_shards_by_several_processes(tmp_path):
     """Against one process: pieces of 100 bytes, three a shard, so that 20 shards are cut."""
     file = tmp_path / "text"
     file.write_bytes(text(6000))
-    spool = writing.Spool(file, *(writing.array("q", numbers) for numbers in ([3000, 0], [3000, 3000])))
+    spool = spooling.Spool(file, *(spooling.array("q", numbers) for numbers in ([3000, 0], [3000, 3000])))
     sizes = {"train": 5000, "validation": 999, "test": 1}
     found = []
     for processes in (1, 3):
@@ -142,7 +152,7 @@ def test_tarfile_and_webdataset_read_the_shards(tmp_path):
     sizes = {"train": 18_000, "validation": 1000, "test": 1000}
     (tmp_path / "wp").mkdir()
     about = {"corpus": "wp", "options": {}, "licence": "", "provenance": {}}
-    spool = writing.Spool(file, writing.array("q", [0]), writing.array("q", [20_000]))
+    spool = spooling.Spool(file, spooling.array("q", [0]), spooling.array("q", [20_000]))
     written = writing.write_corpus(spool, sizes, tmp_path / "wp", about=about, piece_bytes=600, shard_pieces=4)
     paths = [str(tmp_path / "wp" / shard.file) for shard in written.splits["train"]]
     content = b""
@@ -158,9 +168,20 @@ def test_tarfile_and_webdataset_read_the_shards(tmp_path):
     assert [sample["__key__"] for sample in samples] == [f"train-{number:08d}" for number in range(30)]
 
 
-@pytest.mark.parametrize("packing", [*PACKINGS, ".zip", ".tar", ".tar.gz", "folder", "two streams"])
+def long_window(content: bytes) -> bytes:
+    """A zstd stream that needs a window of 256 MiB, twice what readers allow unless told: as of `zstd --long=28`."""
+    packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 28})
+    packed = packer.compress(content) + packer.flush()
+    with pytest.raises(zstd.ZstdError):
+        zstd.decompress(packed)
+    return packed
+
+
+@pytest.mark.parametrize(
+    "packing", [*inputs.PACKINGS, ".zip", ".tar", ".tar.gz", "folder", "two streams", "two frames", "long window"]
+)
 def test_a_text_gives_the_same_in_every_packing(tmp_path, packing):
-    """Against the text's own slices: raw, each packing, an archive or folder with it, bzip2 in several streams."""
+    """Against the text's own slices: raw, each packing, an archive or folder with it, bzip2 and zstd in several."""
     content = b"<mediawiki>\n" + text(9000)
     packed = {
         ".zip": lambda: inputs.zipped({"dump": content}),
@@ -168,6 +189,8 @@ def test_a_text_gives_the_same_in_every_packing(tmp_path, packing):
         ".tar.gz": lambda: inputs.PACKINGS[".gz"](inputs.tar({"dump": content})),
         "folder": lambda: content,
         "two streams": lambda: bz2.compress(content[:4000]) + bz2.compress(content[4000:]),
+        "two frames": lambda: zstd.compress(content[:4000]) + zstd.compress(content[4000:]),
+        "long window": lambda: long_window(content),
     }
     source = tmp_path / "source"
     source.mkdir()
@@ -193,9 +216,9 @@ def test_splits_are_the_published_ones():
         ("code", 559_406): (340_000, 80_000, 139_406),
     }
     for (corpus, total), sizes in expected.items():
-        assert tuple(CORPORA[corpus].sizes(total).values()) == sizes
+        assert tuple(RECIPES[corpus].sizes(total).values()) == sizes
     for total in (1, 19, 20, 12_345_678):
-        assert sum(CORPORA["wp"].sizes(total).values()) == total
+        assert sum(RECIPES["wp"].sizes(total).values()) == total
 
 
 BODY = "DIE FRAUENFRAGE\r\n\r\nIhre geschichtliche Entwicklung — größer".encode("latin-1", "replace")
@@ -212,11 +235,11 @@ def test_front_and_back_matter_are_removed(which, credits, last):
     """Against the body they were put around, with the marks of older and newer files."""
     front = b"\xef\xbb\xbfThe Project Gutenberg eBook\r\n\r\n" + START % which + b"\r\n\r\n\r\n" + credits
     back = b"\r\n\r\n\r\n" + last + END % which + b"\r\n\r\nlicence, with *** in it ***\r\n"
-    assert spooling.book_body(front + BODY + back, Path("x")) == BODY + b"\n"
-    assert spooling.book_body(BODY, Path("x")) == BODY
+    assert book_body(front + BODY + back, Path("x")) == BODY + b"\n"
+    assert book_body(BODY, Path("x")) == BODY
     for cut in (front + BODY, BODY + back):
         with pytest.raises(UserError, match="so it is not whole"):
-            spooling.book_body(cut, Path("x"))
+            book_body(cut, Path("x"))
 
 
 def test_german_and_code(tmp_path):
@@ -233,32 +256,32 @@ def test_the_command_says_what_it_made(tmp_path, capsys):
     file = tmp_path / "some.xml"
     file.write_bytes(text(10_000))
     arguments = ["wp", "--to", str(tmp_path / "wp"), "--from", str(file), "--bytes", "8e3"]
-    assert prepare.main(arguments) == 0
+    assert main(arguments) == 0
     printed = capsys.readouterr()
     assert "wp, 8,000 bytes from some.xml" in printed.out and "7,200 bytes" in printed.out
     assert "reading some.xml" in printed.err and "(100%)" in printed.err
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "wp").iterdir()}
-    assert prepare.main(arguments) == 0
+    assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wp").iterdir()} == before
     for other in (["--bytes", "7e3"], ["--bytes", "all"], ["--from", str(tmp_path / "another.xml")]):
         with pytest.raises(UserError, match="already holds wp .*some.xml"):
-            prepare.main([*arguments, *other])
+            main([*arguments, *other])
     with pytest.raises(UserError, match="--whitespace kept is for linux only"):
-        prepare.main([*arguments, "--whitespace", "kept"])
+        main([*arguments, "--whitespace", "kept"])
     with pytest.raises(UserError, match="--processes 0: allowed: 1 or more"):
-        prepare.main([*arguments, "--processes", "0"])
+        main([*arguments, "--processes", "0"])
     for number in ("some", "0", "1.5", "inf", "nan"):
         with pytest.raises(SystemExit):
-            prepare.main([*arguments, "--bytes", number])
+            main([*arguments, "--bytes", number])
         assert f"{number!r} is not a whole number of bytes" in capsys.readouterr().err
     os.truncate(tmp_path / "wp" / "test-00000.tar", 100)
     with pytest.raises(UserError, match="test-00000.tar has 100 bytes.*prepare it again"):
-        prepare.main(arguments)
+        main(arguments)
 
 
 def test_the_index_names_licence_and_provenance(tmp_path):
     (tmp_path / "kernel.tar").write_bytes(inputs.tar())
-    prepare.prepare(Request("linux", tmp_path / "corpus", str(tmp_path / "kernel.tar")))
+    prepare(request("linux", tmp_path / "corpus", str(tmp_path / "kernel.tar")))
     found = index.read(tmp_path / "corpus")
     assert found.licence.startswith("GPL-2.0") and found.options == {
         "bytes": None,

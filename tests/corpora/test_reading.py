@@ -10,8 +10,8 @@ import torch
 
 from tests.corpora.small import corpus, text
 from tests.reference.philox import word
-from upscale.corpora import index
-from upscale.corpora.reading import Corpus, Windows
+from upscale.corpora.shards import index
+from upscale.corpora.shards.reading import Corpus, Windows
 from upscale.errors import UserError
 from upscale.randomness.streams import Purpose
 

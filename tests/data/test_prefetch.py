@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.pace import Deadline
 from tests.ranks import run_ranks
 from tests.test_train import SLOW_STEPS, command, finish, logged, losses, metrics, start, torchrun, train, wait_for
 from upscale import train as program
@@ -209,9 +210,9 @@ def test_workers_end_with_their_rank_however_it_ends(tmp_path, number, code):
             os.kill(pid, number)
     process.send_signal(number)
     assert finish(process)[0] == code
-    deadline = time.monotonic() + 30
+    deadline = Deadline(30)
     while any(map(alive, workers)):
-        assert time.monotonic() < deadline, "a worker outlived its rank"
+        assert not deadline.passed(), "a worker outlived its rank"
         time.sleep(0.05)
 
 

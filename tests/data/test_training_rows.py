@@ -7,12 +7,13 @@ import torch
 
 from tests import tiny
 from tests.corpora.small import corpus, text
-from upscale.corpora.reading import Windows
+from upscale.corpora.shards.reading import Windows
 from upscale.data import training_rows
 from upscale.data.lanes import owned_lanes
 from upscale.errors import UserError
+from upscale.evaluation import overlap
 from upscale.evaluation.dataset import Dataset
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import TEXTS
 
 SIZES = {"train": 900, "validation": 200, "test": 100}
 CONTENT = text(1200)
@@ -85,13 +86,13 @@ def test_an_evaluated_text_that_is_trained_on_is_told(tmp_path, monkeypatch):
     """The shipped excerpt whole, against its first tenth, trained on 40 %: four of eight stretches, then all; never its
     held-out splits. Chunks are smaller than the text."""
     monkeypatch.setattr(training_rows, "CHUNK_BYTES", 10_000)
-    whole = load_text("wp")
+    whole = TEXTS["wp"].load()
     content = whole.data.tobytes()
     sizes = {"train": 4 * len(content) // 10, "validation": len(content) // 2, "test": 10}
     corpus(tmp_path / "wp", content, sizes, piece_bytes=4096)
-    held_out = load_text("wp", tmp_path)
+    held_out = TEXTS["wp"].load(data_dir=tmp_path)
     first = Dataset("linux", "text", whole.data[: len(content) // 10], split="data_dir")
-    found = training_rows.overlaps(config(tmp_path / "wp"), [whole, first])
+    found = overlap.overlaps(config(tmp_path / "wp"), [whole, first])
     assert [line.split()[1] for line in found] == ["wp", "linux"] and "validation split is held out" in found[0]
-    assert held_out.split == "validation" and training_rows.overlaps(config(tmp_path / "wp"), [held_out]) == []
-    assert training_rows.overlaps(tiny.config(), [whole]) == []
+    assert held_out.split == "validation" and overlap.overlaps(config(tmp_path / "wp"), [held_out]) == []
+    assert overlap.overlaps(tiny.config(), [whole]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -25,6 +26,14 @@ def test_a_gpu_run_records_into_its_run_directory():
         "TORCH_NCCL_ENABLE_MONITORING": "1",
         "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "600",
     }
+
+
+def test_the_environment_of_a_process_is_accepted(monkeypatch):
+    """os.environ refuses keys that a dict accepts."""
+    for name in (*flight_recorder.NEWER_NAMES, *flight_recorder.NEWER_NAMES.values()):
+        monkeypatch.delenv(name, raising=False)
+    found = flight_recorder.variables(os.environ, "cuda", Path("/runs/x"), 600)
+    assert found["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "2000"
 
 
 def test_a_run_on_cpus_changes_nothing():

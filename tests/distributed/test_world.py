@@ -55,6 +55,7 @@ def test_torchrun_and_deepspeed():
 def test_srun_sets_its_own_names_and_the_port_follows_the_job():
     assert where(SRUN) == (3, 4, 1, 2, "n7", 22345)
     assert where({**SRUN, "MASTER_ADDR": "n9", "MASTER_PORT": "7"})[4:] == ("n9", 7)
+    assert placement({**SRUN, "SLURM_STEP_ID": "1"}).port != placement(SRUN).port
 
 
 def test_srun_expands_a_node_list_with_scontrol(tmp_path, monkeypatch):
@@ -79,6 +80,68 @@ def test_torchrun_inside_an_srun_task_is_torchruns_world():
     )
 
 
+# A shell of `srun --pty --gpus=2 bash`.
+SHELL = {
+    **{"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"},
+    **{"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "2"},
+    **{"SLURM_STEP_NODELIST": "n1", "CUDA_VISIBLE_DEVICES": "0,1"},
+}
+# What deepspeed and launch/local.sh set, beside others.
+TWO_RANKS = {
+    **{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+    "MASTER_PORT": "29500",
+}
+
+
+def test_launchers_typed_into_a_shell_of_srun_make_their_own_world():
+    expected = (1, 2, 1, 2, "127.0.0.1", 29500)
+    assert where({**SHELL, **TWO_RANKS}) == expected
+    assert where({**SHELL, **TWO_RANKS, "TORCHELASTIC_RUN_ID": "x"}) == expected
+    one = {**TWO_RANKS, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    assert where({**SHELL, **one})[:4] == (0, 1, 0, 1)
+    # deepspeed --no_ssh, started by srun once on each of two nodes with two GPUs
+    assert where({**SRUN, "SLURM_NTASKS": "2", "SLURM_PROCID": "1", **TWO_RANKS, "WORLD_SIZE": "4", "RANK": "3"})[
+        :3
+    ] == (
+        *(3, 4),
+        1,
+    )
+
+
+def test_a_process_typed_into_a_shell_of_srun_chooses_one_gpu_or_is_told_what_to_type():
+    with pytest.raises(LaunchError) as raised:
+        placement(SHELL)
+    told = str(raised.value)
+    assert "torchrun --nproc_per_node=2 upscale/train.py" in told and "LAUNCH_RANKS_PER_NODE=1" in told
+    assert where({**SHELL, "LAUNCH_RANKS_PER_NODE": "1"})[:2] == (0, 1)
+    assert where({**SHELL, "CUDA_VISIBLE_DEVICES": "1"})[:2] == (0, 1)
+    assert where({**SHELL, "CUDA_VISIBLE_DEVICES": ""})[:2] == (0, 1)
+
+
+@pytest.mark.parametrize("name", world_module.WHOLE_NUMBERS)
+@pytest.mark.parametrize("given", [TORCHRUN, SRUN, {"SLURM_JOB_ID": "1"}], ids=["torchrun", "srun", "allocation"])
+def test_a_launcher_variable_that_is_no_number_is_named(given, name):
+    with pytest.raises(LaunchError, match=f"{name}='two' is not a whole number"):
+        placement({**given, name: "two"})
+
+
+def test_on_a_gpu_local_rank_is_the_number_that_deepspeed_sets(monkeypatch):
+    """Task 1 of a node, one visible GPU a task as --gpus-per-task makes it, then all GPUs visible."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_arguments, **_options: None)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "unset")
+    task = {**SRUN, "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "1"}
+    for tasks in ({}, {"SLURM_STEP_TASKS_PER_NODE": ""}):
+        for visible, expected in ((1, 0), (2, 1)):
+            monkeypatch.setattr(torch.cuda, "device_count", lambda visible=visible: visible)
+            world = World.join({**task, **tasks})
+            assert world.device == torch.device("cuda", expected) and chosen[-1] == expected
+            assert os.environ["LOCAL_RANK"] == str(expected)
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -86,7 +149,8 @@ def test_torchrun_inside_an_srun_task_is_torchruns_world():
         (without(TORCHRUN, "MASTER_ADDR"), "but not MASTER_ADDR"),
         (without(TORCHRUN, "LOCAL_RANK"), "WORLD_SIZE=4 but LOCAL_RANK is not set"),
         ({**TORCHRUN, "RANK": "4"}, "rank 4 is outside the world of 4"),
-        ({**TORCHRUN, "RANK": "x"}, "RANK='x' is not a whole number"),
+        ({**TORCHRUN, "LOCAL_RANK": "-1"}, "LOCAL_RANK counts from 0"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is not a port"),
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}, "started once inside a Slurm allocation of 8 tasks"),
         (
             {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"},

@@ -12,7 +12,7 @@ from tests.ranks import run_ranks
 from tests.reference import evaluation_markov as reference
 from upscale.distributed.world import World
 from upscale.evaluation.compression import measure, target_positions
-from upscale.evaluation.tasks import TASKS
+from upscale.evaluation.tasks import GENERATED
 
 SINGLE = World.single()
 
@@ -26,7 +26,7 @@ def some_logits(tokens: torch.Tensor) -> torch.Tensor:
 def measured(predict, name_or_data, *, context=512, slices=10**9, batch_rows=4096):
     data = name_or_data
     if isinstance(data, str):
-        data = np.frombuffer(TASKS[data].generate(), np.uint8)
+        data = np.frombuffer(GENERATED[data].generate(), np.uint8)
     positions = target_positions(len(data), context=context, slices=slices)
     return measure(predict, [data], [positions], context=context, world=SINGLE, batch_rows=batch_rows)[0]
 
@@ -55,7 +55,7 @@ def test_uniform_predictor_costs_exactly_eight_bits():
 
 def test_equals_a_loop_over_slices():
     """Two strings measured together, in padded batches, against one slice at a time; logits or log-probabilities."""
-    strings = [np.frombuffer(TASKS[name].generate(500), np.uint8) for name in ("dyck", "aut")]
+    strings = [np.frombuffer(GENERATED[name].generate(500), np.uint8) for name in ("dyck", "aut")]
     positions = [
         target_positions(len(data), context=16, slices=count) for data, count in zip(strings, (37, 50), strict=True)
     ]
@@ -81,7 +81,7 @@ def test_equals_a_loop_over_slices():
 
 def test_standard_error_is_that_of_the_mean():
     """Against numpy's sample standard deviation over the single slices."""
-    data = np.frombuffer(TASKS["dyck"].generate(300), np.uint8)
+    data = np.frombuffer(GENERATED["dyck"].generate(300), np.uint8)
     places = target_positions(len(data), context=8, slices=20)
     single = [
         measure(some_logits, [data], [places[i : i + 1]], context=8, world=SINGLE, batch_rows=1)[0] for i in range(20)
@@ -133,7 +133,7 @@ def test_knowing_the_grammar_reaches_the_optimum(name, following):
     result = measured(grammar_predictor(following), name)
     assert result.samples > 99_000
     assert result.bits_per_character == pytest.approx(
-        TASKS[name].optimal_bits_per_character, abs=4 * result.standard_error
+        GENERATED[name].optimal_bits_per_character, abs=4 * result.standard_error
     )
     assert result.standard_error < 0.003
 
@@ -170,7 +170,7 @@ def sharded(world: World) -> list[tuple]:
     outcomes = []
     for counts, batch_rows in SHARED_CASES:
         names = ("toy", "bits", "ndfa")[: len(counts)]
-        strings = [np.frombuffer(TASKS[name].generate(2000), np.uint8) for name in names]
+        strings = [np.frombuffer(GENERATED[name].generate(2000), np.uint8) for name in names]
         positions = [
             target_positions(len(data), context=64, slices=count) for data, count in zip(strings, counts, strict=True)
         ]

@@ -8,8 +8,7 @@ import pytest
 from tests.reference import evaluation_markov as reference
 from upscale.evaluation.compression import target_positions
 from upscale.evaluation.markov import LAMBDAS, PUBLISHED_INFLATION, in_context
-from upscale.evaluation.tasks import TASKS
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import GENERATED, TEXTS
 
 # MARKOV_CTX of the public code for orders 0 to 5: one string of 100 000 characters, 100 000 windows each.
 PUBLISHED = {
@@ -32,7 +31,7 @@ CORRECTED = {
 
 
 def baseline(name: str, slices: int, seed: int):
-    data = np.frombuffer(TASKS[name].generate(seed=seed), np.uint8)
+    data = np.frombuffer(GENERATED[name].generate(seed=seed), np.uint8)
     positions = target_positions(len(data), context=512, slices=slices, seed=seed)
     return in_context(data, positions, context=512)
 
@@ -101,7 +100,7 @@ def test_reproduces_the_published_code_baseline():
 
     Orders 1 to 5 within 0.035 bits. Order 0 is left out: ours is 5.27, published 5.204, so D3's version may differ.
     """
-    data = load_text("code").data[:170_000]
+    data = TEXTS["code"].load().data[:170_000]
     result = in_context(data, target_positions(len(data), context=512, slices=40_000), context=512)
     assert result.published.bits_by_order[1:] == pytest.approx(PUBLISHED_CODE[1:], abs=0.035)
     assert result.published.order == 1
@@ -114,7 +113,7 @@ def test_reproduces_the_published_table():
     The published values are one string each, whose own standard deviation reaches 0.03 bits (champ, toy, toy2): 2 % and
     0.02 bits are allowed, and 0.05 for the corrected form, whose reference is 4000 windows of one string.
     """
-    for name in TASKS:
+    for name in GENERATED:
         results = [baseline(name, 10_000, seed) for seed in range(5)]
         if name in PUBLISHED:
             means = np.mean([result.published.bits_by_order for result in results], axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 
 from tests.reference import evaluation_grammars as grammars
-from upscale.evaluation.tasks import TASKS
+from upscale.evaluation.tasks import GENERATED, PAPER_ORDER, TASKS, Task
+from upscale.settings import instances
 
-DELIMITED = [name for name, task in TASKS.items() if task.delimited]
+DELIMITED = [name for name, task in GENERATED.items() if task.delimited]
 
 
 def strings(name: str, characters: int = 100_000, seed: int = 0) -> list[str]:
     """The strings of a task without delimiters, split by the length of a string where there is no delimiter."""
-    text = TASKS[name].generate(characters, seed=seed).decode("latin-1")
-    if TASKS[name].delimited:
+    text = GENERATED[name].generate(characters, seed=seed).decode("latin-1")
+    if GENERATED[name].delimited:
         assert text[0] == text[-1] == "|"
         return text[1:-1].split("|")
     length = {"aut": 512, "bitsflip": 12, "bitsrep": 9}[name]
@@ -25,10 +27,39 @@ def strings(name: str, characters: int = 100_000, seed: int = 0) -> list[str]:
     return [text[start : start + length] for start in range(0, len(text), length)]
 
 
-@pytest.mark.parametrize("name", TASKS)
+VOWELS = """
+from upscale.evaluation.tasks.generated import GeneratedTask
+
+VOWELS = GeneratedTask("{name}", "vowels", 2.3, True, lambda random: bytes(random.choice(list(b"aeiou"), 5).tolist()))
+"""
+
+
+def test_a_task_is_one_file(tmp_path, monkeypatch):
+    """Against a room with one more file: it is found by its name; two files that claim one name are an error."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for room, names in (("one_room", ["vowels", "letters"]), ("other_room", ["vowels", "vowels"])):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").touch()
+        for number, name in enumerate(names):
+            (tmp_path / room / f"file{number}.py").write_text(VOWELS.format(name=name))
+    found = instances(importlib.import_module("one_room"), Task)
+    assert list(found) == ["letters", "vowels"]
+    dataset = found["vowels"].load(characters=100)
+    assert dataset.split == "generated" and set(dataset.data.tobytes()) == set(b"aeiou|")
+    with pytest.raises(TypeError, match="other_room.file1 defines 'vowels', and so does another file"):
+        instances(importlib.import_module("other_room"), Task)
+
+
+def test_the_papers_tasks_come_first_and_in_its_order():
+    """Against the order of the records that earlier versions wrote: it decides how "all" is measured and listed."""
+    assert list(TASKS)[: len(PAPER_ORDER)] == list(PAPER_ORDER)
+    assert all(task.definition and task.name == name for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_generate_is_long_enough_and_fixed_by_its_seed(name):
     """Against the contract: at least the characters asked for, equal for equal seeds, other for other seeds."""
-    task = TASKS[name]
+    task = GENERATED[name]
     text = task.generate(3000, seed=1)
     assert 3000 <= len(text) < 3000 + 2500
     assert text == task.generate(3000, seed=1)
@@ -84,7 +115,7 @@ def test_published_mean_lengths():
 
 def test_optimal_rates_with_a_closed_form():
     """Against sources E2 and against the equations of the grammars."""
-    rates = {name: task.optimal_bits_per_character for name, task in TASKS.items()}
+    rates = {name: task.optimal_bits_per_character for name, task in GENERATED.items()}
     assert rates["champ"] == pytest.approx(0.01579, abs=5e-6)
     assert rates["champ"] == pytest.approx(math.log2(2**24 - 256) / (grammars.champ_mean_length(16) + 1), rel=1e-4)
     assert rates["champ_decimal"] == pytest.approx(0.01277, abs=5e-6)
@@ -103,7 +134,7 @@ def test_optimal_rates_with_a_closed_form():
 def test_optimal_rates_without_a_closed_form():
     """toy against inside probabilities of 4000 sentences and sources E2 (0.5433 +- 0.0003); aut against filtering."""
     characters, derivation_bits = grammars.toy_means()
-    rate = TASKS["toy"].optimal_bits_per_character
+    rate = GENERATED["toy"].optimal_bits_per_character
     assert rate == pytest.approx(0.5433, abs=3e-4)
     assert rate < derivation_bits / (characters + 1) == pytest.approx(0.5461, abs=4e-4)
     sentences = strings("toy", 190_000, seed=5)
@@ -114,5 +145,5 @@ def test_optimal_rates_without_a_closed_form():
     runs = [run.encode("latin-1") for run in strings("aut", 60_000, seed=5)]
     per_character = np.array([grammars.automaton_bits(run) / len(run) for run in runs])
     error = 4 * per_character.std() / math.sqrt(len(runs))
-    assert per_character.mean() == pytest.approx(TASKS["aut"].optimal_bits_per_character, abs=error)
+    assert per_character.mean() == pytest.approx(GENERATED["aut"].optimal_bits_per_character, abs=error)
     assert error < 0.02

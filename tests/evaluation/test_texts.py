@@ -11,20 +11,22 @@ import pytest
 
 from tests.corpora.small import corpus, text
 from upscale.errors import UserError
-from upscale.evaluation import suite, texts
+from upscale.evaluation import suite
 from upscale.evaluation.dataset import EvaluationError
+from upscale.evaluation.tasks import TEXTS
+from upscale.evaluation.tasks import text as text_task
 
-FOLDER = Path(texts.__file__).parent / "texts"
+FOLDER = Path(suite.__file__).parent / "texts"
 SIZES = {"wp": 278_661, "code": 279_706, "linux": 244_735}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_excerpt_is_the_documented_one(name):
     """Against the sizes and SHA-256 in texts/README.md, which also names each licence."""
-    dataset = texts.load_text(name)
+    dataset = TEXTS[name].load()
     assert (dataset.kind, dataset.split, dataset.skipped) == ("text", "excerpt", None)
     assert len(dataset.data) == SIZES[name]
-    assert hashlib.sha256(dataset.data.tobytes()).hexdigest() == dataset.digest == texts.TEXTS[name].sha256
+    assert hashlib.sha256(dataset.data.tobytes()).hexdigest() == dataset.digest == TEXTS[name].sha256
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     section = readme.split(f"## {name}.xz")[1].split("\n## ")[0]
     assert (
@@ -34,7 +36,7 @@ def test_excerpt_is_the_documented_one(name):
 
 def test_excerpts_are_what_their_names_say():
     """Against the documented form: XML of whole pages, C with single spaces only, D3 with its licence line."""
-    wp, code, linux = (texts.load_text(name).data.tobytes() for name in ("wp", "code", "linux"))
+    wp, code, linux = (TEXTS[name].load().data.tobytes() for name in ("wp", "code", "linux"))
     assert (
         wp.startswith(b"  <page>\n")
         and wp.endswith(b"  </page>\n")
@@ -48,7 +50,7 @@ def test_excerpts_are_what_their_names_say():
 def test_a_changed_excerpt_is_refused(monkeypatch, tmp_path):
     """Against the contract: another content, a damaged file or none is an error that says what to do."""
     (tmp_path / "texts").mkdir()
-    monkeypatch.setattr(texts.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(text_task.resources, "files", lambda package: tmp_path)
     file = tmp_path / "texts" / "wp.xz"
     for content, complaint in (
         (None, "cannot be read"),
@@ -58,14 +60,13 @@ def test_a_changed_excerpt_is_refused(monkeypatch, tmp_path):
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(EvaluationError, match=f"wp.xz {complaint}.*evaluation.data_dir"):
-            texts.load_text("wp")
+            TEXTS["wp"].load()
 
 
-def test_checksum_is_of_the_uncompressed_bytes(monkeypatch):
-    """Against a table entry with another checksum, which must fail for the shipped file."""
-    monkeypatch.setitem(texts.TEXTS, "code", dataclasses.replace(texts.TEXTS["code"], sha256="0" * 64))
+def test_checksum_is_of_the_uncompressed_bytes():
+    """Against a task with another checksum, which must fail for the shipped file."""
     with pytest.raises(EvaluationError, match="has changed"):
-        texts.load_text("code")
+        dataclasses.replace(TEXTS["code"], sha256="0" * 64).load()
 
 
 @pytest.mark.parametrize("suffix", ["", ".txt", ".test"])
@@ -73,7 +74,7 @@ def test_checksum_is_of_the_uncompressed_bytes(monkeypatch):
 def test_own_files_come_first(tmp_path, name, suffix):
     """Against the contract: a file NAME, NAME.txt or NAME.test is used whole, as bytes, and recorded as data_dir."""
     (tmp_path / (name + suffix)).write_bytes(bytes(range(256)) * 4)
-    dataset = texts.load_text(name, tmp_path)
+    dataset = TEXTS[name].load(data_dir=tmp_path)
     assert dataset.split == "data_dir" and dataset.skipped is None
     assert dataset.data.tobytes() == bytes(range(256)) * 4
 
@@ -81,8 +82,8 @@ def test_own_files_come_first(tmp_path, name, suffix):
 def test_texts_without_own_file(tmp_path):
     """Against the contract: the excerpt where one ships (a folder of that name does not count), else a reason."""
     (tmp_path / "wp").mkdir()
-    assert texts.load_text("wp", tmp_path).split == "excerpt"
-    german = texts.load_text("german", tmp_path)
+    assert TEXTS["wp"].load(data_dir=tmp_path).split == "excerpt"
+    german = TEXTS["german"].load(data_dir=tmp_path)
     assert german.split is None and len(german.data) == 0
     assert "german.txt" in german.skipped and "evaluation.data_dir" in german.skipped
 
@@ -97,21 +98,21 @@ def test_prepared_corpora_give_their_held_out_split(tmp_path):
             assert (german.split, german.data.tobytes()) == (split, expected)
             assert wp.split == "excerpt"
     (tmp_path / "german" / "test-00000.tar").unlink()
-    assert texts.load_text("german", tmp_path).split == "validation"
+    assert TEXTS["german"].load(data_dir=tmp_path).split == "validation"
     with pytest.raises(UserError, match="test-00000.tar is missing"):
-        texts.load_text("german", tmp_path, "test")
+        TEXTS["german"].load(data_dir=tmp_path, split="test")
 
 
 def test_mistakes_in_data_dir(tmp_path):
     """Against the contract: no directory, an empty file and two candidates are errors that name the setting."""
     with pytest.raises(EvaluationError, match="evaluation.data_dir is .*nowhere.*not a directory"):
-        texts.load_text("wp", tmp_path / "nowhere")
+        TEXTS["wp"].load(data_dir=tmp_path / "nowhere")
     (tmp_path / "wp.txt").touch()
     with pytest.raises(EvaluationError, match="wp.txt in evaluation.data_dir is empty"):
-        texts.load_text("wp", tmp_path)
+        TEXTS["wp"].load(data_dir=tmp_path)
     (tmp_path / "wp").write_bytes(b"x")
     with pytest.raises(EvaluationError, match="keep one of them"):
-        texts.load_text("wp", tmp_path)
+        TEXTS["wp"].load(data_dir=tmp_path)
     (tmp_path / "linux" / "kernel").mkdir(parents=True)
     with pytest.raises(UserError, match="linux is not a prepared corpus"):
-        texts.load_text("linux", tmp_path)
+        TEXTS["linux"].load(data_dir=tmp_path)

@@ -11,27 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_train import command, finish, logged, losses, metrics, start, train, wait_for
+from tests import pace
+from tests.test_train import Process, command, finish, logged, losses, metrics, start, train, wait_for
 from upscale.checkpoint import manifest
+from upscale.errors import RunError
 from upscale.launch import supervisor
 
-LONG = ["schedule.instances=720", "checkpoint.every_steps=5", "engine.timeout_seconds=5"]
+LONG = ["schedule.instances=720", "checkpoint.every_steps=5"]
+FSDP = "engine.name=fsdp"
+"""Starts sooner than DeepSpeed, which the tests of lost ranks use."""
+# As `python -m upscale.launch.supervisor`, with as much more time for peers to end as this machine is slower.
+PROGRAM = """
+from upscale.console import command
+from upscale.launch import supervisor
+
+supervisor.GRACE_SECONDS *= {pace}
+command.run(supervisor.main)
+"""
 
 
-def supervised(directory: Path, *extra: str, ranks: int = 2) -> subprocess.Popen:
-    return start(
-        [
-            sys.executable,
-            "-m",
-            "upscale.launch.supervisor",
-            "--ranks",
-            str(ranks),
-            *command(directory, *LONG, *extra),
-        ]
-    )
+def supervised(directory: Path, *extra: str, ranks: int = 2) -> Process:
+    slower = pace.measure()
+    program = [sys.executable, "-c", PROGRAM.format(pace=slower), "--ranks", str(ranks)]
+    return start([*program, *command(directory, *LONG, f"engine.timeout_seconds={5 * slower}", *extra)])
 
 
-def children(process: subprocess.Popen) -> list[int]:
+def children(process: Process) -> list[int]:
     """The ranks, in rank order: they are started one after the other."""
     found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return sorted(int(pid) for pid in found if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -84,7 +89,7 @@ def test_a_lost_rank_costs_a_restart_and_nothing_else(uninterrupted, tmp_path, n
 
 
 def test_a_request_to_stop_reaches_the_ranks_and_is_not_restarted(tmp_path):
-    process = supervised(tmp_path, "schedule.instances=10e6")
+    process = supervised(tmp_path, FSDP, "schedule.instances=10e6")
     wait_for(lambda: logged(tmp_path), process)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
@@ -108,7 +113,7 @@ def test_a_second_signal_ends_a_rank_at_once(tmp_path):
 def test_a_fault_that_repeats_at_one_step_ends_it(tmp_path):
     """Every restart diverges at the same step, so restarting does not help."""
     process = supervised(
-        tmp_path, "optimizer.learning_rate=1e30", "schedule.warmup=0", "optimizer.max_skipped_steps=0", ranks=1
+        tmp_path, FSDP, "optimizer.learning_rate=1e30", "schedule.warmup=0", "optimizer.max_skipped_steps=0", ranks=1
     )
     code, output = finish(process)
     assert code == 1 and "failed 3 times at the same step" in output, output
@@ -118,11 +123,104 @@ def test_a_fault_that_repeats_at_one_step_ends_it(tmp_path):
 def test_fewer_ranks_when_a_gpu_is_gone(monkeypatch, tmp_path, wanted, gpus, expected):
     """Against what a machine with so many GPUs would answer."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    answer = subprocess.CompletedProcess([], 0, stdout=f"{gpus}\n")
-    monkeypatch.setattr(supervisor.subprocess, "run", lambda *_arguments, **_options: answer)
+    monkeypatch.setattr(supervisor, "count_gpus", lambda: int(gpus))
     assert supervisor.Supervisor([], tmp_path, wanted, 0).available_ranks() == expected
 
 
 def test_a_mistake_is_not_restarted(tmp_path):
     code, output = finish(supervised(tmp_path, "model.widht=3"))
     assert code == 2 and output.count("unknown key") == 1, output
+
+
+def test_a_lone_rank_that_is_stopped_is_noticed(uninterrupted, tmp_path):
+    """Nobody else waits for it; against the losses of a run without faults."""
+    process = supervised(tmp_path, ranks=1)
+    wait_for(lambda: manifest.steps(tmp_path / "checkpoints") and len(metrics(tmp_path)) >= 8, process)
+    os.kill(children(process)[0], signal.SIGSTOP)
+    code, output = finish(process)
+    assert code == 0, output
+    assert "rank 0 has shown no life for 25 s and was killed" in output and "restart 1" in output, output
+    assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 61))
+    assert losses(tmp_path) == pytest.approx(uninterrupted, rel=1e-5)
+    assert not left_over(tmp_path)
+
+
+# In its first attempt rank 0 fails and rank 1 works on; in the second, all that are started finish.
+FAILS_ONCE = """
+import os, pathlib, sys, time
+folder, rank, size = pathlib.Path(sys.argv[1]), os.environ["RANK"], int(os.environ["WORLD_SIZE"])
+again = (folder / rank).exists()
+with open(folder / rank, "a") as file:
+    print(rank, "of", size, "on", os.environ["CUDA_VISIBLE_DEVICES"], file=file)
+if again:
+    sys.exit(0)
+while rank != "0" or not all((folder / str(other)).exists() for other in range(size)):
+    time.sleep(0.05)
+sys.exit(1)
+"""
+
+
+class Unkillable(subprocess.Popen):
+    """Rank 1 of a first attempt, held by a driver: it stays when it is killed, and who waits for it waits for ever."""
+
+    held: list[subprocess.Popen] = []
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        if options["env"]["RANK"] == "1" and not self.held:
+            self.held.append(self)
+
+    def wait(self, timeout=None):
+        if self in self.held:
+            assert timeout is not None, "waits for ever"
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return super().wait(timeout)
+
+
+@pytest.fixture
+def unkillable(monkeypatch):
+    Unkillable.held = []
+    monkeypatch.setattr(supervisor.subprocess, "Popen", Unkillable)
+    for name in ("GRACE_SECONDS", "KILL_SECONDS"):
+        monkeypatch.setattr(supervisor, name, 0.5)
+    yield
+    for process in Unkillable.held:
+        super(Unkillable, process).wait(60)
+
+
+def starts(folder: Path) -> list[str]:
+    return sorted(line for path in folder.iterdir() for line in path.read_text().splitlines())
+
+
+def test_a_killed_rank_that_does_not_go_is_left_behind(unkillable, monkeypatch, tmp_path, capsys):
+    """On CPUs with as many ranks again, on GPUs without the one that it holds."""
+    program = (sys.executable, "-c", FAILS_ONCE, str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert supervisor.Supervisor([], tmp_path, 2, 3, program).run() == 0
+    assert starts(tmp_path) == sorted(["0 of 2 on ", "1 of 2 on "] * 2)
+    told = capsys.readouterr().err
+    assert "rank 1 (process" in told and "was killed and does not go" in told and "rank 1 did not answer" in told
+
+
+def test_the_gpu_of_a_rank_that_does_not_go_is_left_out(unkillable, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    monkeypatch.setattr(supervisor, "count_gpus", lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")))
+    assert supervisor.Supervisor([], tmp_path, None, 3, (sys.executable, "-c", FAILS_ONCE, str(tmp_path))).run() == 0
+    assert starts(tmp_path) == sorted(
+        [*(f"{rank} of 3 on 4,5,7" for rank in range(3)), "0 of 2 on 4,7", "1 of 2 on 4,7"]
+    )
+    assert "going on with the GPUs 4, 7" in capsys.readouterr().err
+
+
+def test_the_last_gpu_that_is_held_ends_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(RunError, match="no GPU is left"):
+        supervisor.Supervisor([], tmp_path, None, 0, gpus=1).leave_out([0])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_gpus_that_do_not_answer_are_said(monkeypatch):
+    """With a time-out that no import of torch keeps."""
+    monkeypatch.setattr(supervisor, "COUNT_SECONDS", 0.01)
+    with pytest.raises(RunError, match="did not answer within 0.01 s"):
+        supervisor.count_gpus()

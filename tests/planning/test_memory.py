@@ -2,12 +2,14 @@
 
 import gc
 import os
+import weakref
 from collections import deque
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.engines import common
@@ -136,14 +138,14 @@ def test_a_checkpointed_block_keeps_what_is_counted(width, precision, monkeypatc
 
 
 def test_less_is_kept_the_more_is_computed_again():
-    chosen = config_files.load("configs/w1024.yaml", []).resolved()
+    chosen = config_files.load("configs/w1024.yaml", ["engine.precision=bf16"]).resolved()
     modes = [chosen.model.model_copy(update={"checkpointing": mode}) for mode in ("none", "selective", "full")]
     none, selective, full = (memory.activation_bytes(model, 64, "bf16") for model in modes)
     assert full < 0.3 * none and full < selective < 0.75 * none
 
 
 def test_micro_batches_are_the_largest_that_fit():
-    chosen = config_files.load("configs/w1024.yaml", []).resolved()
+    chosen = config_files.load("configs/w1024.yaml", ["engine.precision=bf16"]).resolved()
     rows = memory.largest_micro_batch(chosen, 8, 80e9)
     states = sum(memory.state_bytes(chosen, 8).values())
     assert rows % 8 == 0 and rows > 0
@@ -153,3 +155,50 @@ def test_micro_batches_are_the_largest_that_fit():
 
     assert taken(rows) <= 80e9 * memory.USABLE_MEMORY < taken(rows + 8)
     assert memory.largest_micro_batch(chosen, 8, states / memory.USABLE_MEMORY) == 0
+
+
+class Live(TorchDispatchMode):
+    """The largest sum of storages that were alive at once, of those that operations made and no weight lies in."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.known, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known and storage._cdata not in self.weights:
+                    self.known[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage._cdata)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, key):
+        self.now -= self.known.pop(key)
+
+
+@pytest.mark.parametrize(("width", "precision"), [(256, "bf16"), (512, "fp32")])
+def test_a_forward_pass_without_gradients_takes_no_more_than_is_counted(width, precision):
+    """Against the storages alive at once in a real pass over four blocks, two of them behind gates."""
+    shape = [f"model.width={width}", "model.depth=4", "model.plain_blocks=2", f"engine.precision={precision}"]
+    chosen = config_files.load(None, [*shape, "model.context=128"]).resolved()
+    model = parametrization.build(chosen).eval()
+    tokens = torch.zeros(3, chosen.model.context, dtype=torch.int64)
+    with torch.no_grad(), Live(model) as live:
+        model(tokens, last_only=True)
+    fits = live.peak / memory.USABLE_MEMORY
+    assert memory.largest_inference_batch(chosen, fits) <= 3
+    assert memory.largest_inference_batch(chosen, 4 * fits) >= 3
+
+
+def test_the_largest_config_is_evaluated_in_full_batches(monkeypatch):
+    """w 4096, whose float32 weights of 44 GiB leave 35 GiB of 79: nothing of an optimizer is there."""
+    chosen = config_files.load("configs/w4096.yaml", []).resolved()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (35 * 2**30, 79 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 0)
+    assert memory.inference_batch(chosen, torch.device("cuda", 0), 64) == 64

@@ -20,7 +20,7 @@ NETWORK = 50e9
 
 
 def config(name: str, *overrides: str):
-    return config_files.load(f"configs/{name}.yaml", list(overrides)).resolved()
+    return config_files.load(f"configs/{name}.yaml", ["engine.precision=bf16", *overrides]).resolved()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.test_verbs import upscale_command
+from tests.cli.test_commands import upscale_command
 from tests.report.test_report import score_line, step_line
 from upscale import report
 from upscale.report import comparison

@@ -120,7 +120,7 @@ def test_the_tables_hold_the_numbers_of_the_run(tmp_path):
             "3,200|50 % of plan",
             "100",
         ),
-        *("2 → 3", "7.000", "1 of 3", "200|3 min", "12.5"),
+        *("2 → 3", "7.000", "1 of 3", "200|0:03:20", "12.5"),
     ]
     evaluations = {row[0].split("|")[0]: row[2:] for row in rows[3:]}
     reference = ["0.958 (3)", "1.008 (2)"]

@@ -9,6 +9,7 @@ mounts with the daemons.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -17,11 +18,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.pace import Deadline
+
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv")
 NETWORK = "10.231.0"
 BOOT_SECONDS = 60
-# Generous: the machine may be busy, and nothing asserts on seconds.
+# Generous, because nothing asserts on seconds.
 WAIT_SECONDS = 400
+# What Slurm takes for a failure, in seconds on a free machine. A slower one gets as many times more as it is slower:
+# a node that does not answer because all cores are busy is not dead.
+TIME_OUTS = {
+    "SlurmdTimeout": 6,
+    "MessageTimeout": 10,
+    "TCPTimeout": 2,
+    "BatchStartTimeout": 30,
+    "KillWait": 20,
+    # Shorter, and a node whose cable was cut is drained when it comes back, because its step still retries.
+    "UnkillableStepTimeout": 120,
+}
+GRACE_SECONDS = 20
 
 SLURM_CONF = """
 ClusterName=test
@@ -51,13 +66,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=500
 PriorityType=priority/basic
-SlurmdTimeout=6
-MessageTimeout=10
-TCPTimeout=2
-BatchStartTimeout=30
-KillWait=20
-# Shorter, and a node whose cable was cut is drained when it comes back, because its step still retries.
-UnkillableStepTimeout=120
+{time_outs}
 CompleteWait=0
 # The only source of a job's final state without slurmdbd, so it must outlive the test.
 MinJobAge=3600
@@ -69,7 +78,7 @@ SlurmdParameters=config_overrides
 {gres_types}
 NodeName=DEFAULT CPUs=4 RealMemory=16000{gres} State=UNKNOWN
 {nodes}
-PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace_seconds}
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -115,20 +124,23 @@ def _path() -> str:
 
 def wait_until(condition: Callable[[], object], what: str | Callable[[], str], seconds: float = WAIT_SECONDS):
     """The first true value of `condition`; AssertionError saying `what` did not happen."""
-    deadline = time.monotonic() + seconds
+    deadline = Deadline(seconds)
     while True:
         if value := condition():
             return value
-        if time.monotonic() > deadline:
+        if deadline.passed():
             raise AssertionError(f"not within {seconds:g} s: {what() if callable(what) else what}")
         time.sleep(0.2)
 
 
 class Cluster:
-    """`nodes` nodes n1, n2, ... with `gpus` device files each that pose as GPUs."""
+    """`nodes` nodes n1, n2, ... with `gpus` device files each that pose as GPUs.
 
-    def __init__(self, folder: Path, nodes: int = 3, gpus: int = 2):
-        self.folder, self.gpus = folder, gpus
+    `pace` is how many times slower than free the machine is (tests/pace.py); time-outs are that much longer.
+    """
+
+    def __init__(self, folder: Path, pace: float, nodes: int = 3, gpus: int = 2):
+        self.folder, self.pace, self.gpus = folder, pace, gpus
         self.nodes = [f"n{index}" for index in range(1, nodes + 1)]
         self.processes: dict[str, subprocess.Popen] = {}
         self.environment = {
@@ -147,6 +159,10 @@ class Cluster:
 
     def __exit__(self, *_error) -> None:
         self.stop()
+
+    def seconds(self, on_a_free_machine: float) -> int:
+        """As many seconds as this machine may need for what takes so many on a free one."""
+        return math.ceil(on_a_free_machine * self.pace)
 
     # ---- daemons
 
@@ -183,7 +199,7 @@ class Cluster:
     def stop_controller(self) -> None:
         process = self.processes.pop("slurmctld")
         process.terminate()
-        process.wait(WAIT_SECONDS)
+        process.wait(self.seconds(WAIT_SECONDS))
 
     def _write_files(self) -> None:
         addresses = {node: f"{NETWORK}.{10 + index}" for index, node in enumerate(self.nodes, 1)}
@@ -194,6 +210,8 @@ class Cluster:
             gres_types="GresTypes=gpu" if self.gpus else "",
             gres=f" Gres=gpu:{self.gpus}" if self.gpus else "",
             nodes="\n".join(lines),
+            time_outs="\n".join(f"{name}={self.seconds(value)}" for name, value in TIME_OUTS.items()),
+            grace_seconds=self.seconds(GRACE_SECONDS),
         )
         (self.folder / "slurm.conf").write_text(content)
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # unused; silences a search for cgroups
@@ -313,7 +331,7 @@ class Cluster:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=WAIT_SECONDS,
+            timeout=self.seconds(WAIT_SECONDS),
         )
         if check and done.returncode:
             raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}")

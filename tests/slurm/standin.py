@@ -28,6 +28,7 @@ from upscale.launch import signals
 from upscale.schedule import crossed
 
 PEER_SECONDS = float(os.environ.get("STANDIN_PEER_SECONDS", "8"))
+MEETING_SECONDS = float(os.environ.get("STANDIN_MEETING_SECONDS", "60"))
 STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.1"))
 SAVE_SECONDS = float(os.environ.get("STANDIN_SAVE_SECONDS", "0"))
 # Stands for the config file of a fine-tuning.
@@ -43,7 +44,7 @@ class Ranks:
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         if self.rank == 0:
             with socket.create_server(("", address[1])) as server:
-                server.settimeout(60)
+                server.settimeout(MEETING_SECONDS)
                 self.peers = [server.accept()[0] for _ in range(self.size - 1)]
         else:
             self.peers = [self._connect(address)]
@@ -51,7 +52,7 @@ class Ranks:
             peer.settimeout(PEER_SECONDS)
 
     def _connect(self, address: tuple[str, int]) -> socket.socket:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + MEETING_SECONDS
         while True:
             try:
                 return socket.create_connection(address, timeout=5)

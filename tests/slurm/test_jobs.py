@@ -42,7 +42,10 @@ def test_every_template_would_be_accepted(clone):
 
 def test_a_cluster_without_gpus(cluster, tmp_path):
     """The same script, told how many ranks a node runs; untold, it says what to do."""
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster(Path(folder), nodes=2, gpus=0) as without:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        Cluster(Path(folder), cluster.pace, nodes=2, gpus=0) as without,
+    ):
         clone = Clone(tmp_path, without, standin=True)
         job = clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *overrides("c", 5))
         clone.finish(job, "FAILED")
@@ -53,12 +56,17 @@ def test_a_cluster_without_gpus(cluster, tmp_path):
 
 
 def test_near_the_time_limit_it_saves_requeues_and_continues(clone):
-    """Slurm's own USR1, which comes when its half-minutely look at the limits finds less than 45 s left of a minute."""
-    changes = overrides("b", 350, checkpoint__every_steps=1000)
-    job = clone.submit("--nodes=2", "--time=1", "--signal=B:USR1@45", "slurm/pretrain_w1024.sh", *changes)
+    """Slurm's own USR1, which comes when its half-minutely look at the limits finds less than 45 s left of a minute.
+
+    Of more minutes on a slow machine.
+    """
+    minutes = clone.cluster.seconds(1)
+    changes = overrides("b", 350 * minutes, checkpoint__every_steps=1000 * minutes)
+    limits = [f"--time={minutes}", f"--signal=B:USR1@{45 * minutes}"]
+    job = clone.submit("--nodes=2", *limits, "slurm/pretrain_w1024.sh", *changes)
     found = clone.finish(job)
     assert int(found["Restarts"]) >= 1
-    assert steps(clone, "b") == list(range(1, 351)), "every step once: nothing was lost at the stop"
+    assert steps(clone, "b") == list(range(1, 350 * minutes + 1)), "every step once: nothing was lost at the stop"
     assert clone.events("b")[:3] == ["start", "requeued", "start"] and clone.events("b")[-1] == "finished"
     assert "the time limit is near" in clone.log(job) and clone.log(job).count("starting 4 ranks") >= 2
 

@@ -12,20 +12,15 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ROOT
-from tests.test_train import environment, finish
+from tests.test_train import finish, start_fresh
 from tests.tiny import TINY
 
 PORT = "29500"
+FSDP = "engine.name=fsdp"  # whose ranks start sooner than DeepSpeed's
 
 
 def training(directory: Path) -> list[str]:
     return ["upscale/train.py", *TINY, f"run.dir={directory}"]
-
-
-def start(words: list[str], **extra: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        words, cwd=ROOT, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def check(directory: Path, *processes: subprocess.Popen) -> None:
@@ -46,7 +41,9 @@ def test_torchrun(cluster: Cluster, tmp_path):
     for rank, node in enumerate(("n1", "n2")):
         words = ["torchrun", "--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1", "--master_addr=n1"]
         processes.append(
-            start([*cluster.enter(node, ROOT), *words, f"--master_port={PORT}", *training(tmp_path / "run")])
+            start_fresh(
+                [*cluster.enter(node, ROOT), *words, f"--master_port={PORT}", *training(tmp_path / "run"), FSDP]
+            )
         )
     check(tmp_path / "run", *processes)
 
@@ -57,7 +54,7 @@ def test_deepspeed_started_on_each_node(cluster: Cluster, tmp_path):
     for rank, node in enumerate(("n1", "n2")):
         words = ["deepspeed", f"--hostfile={hostfile(tmp_path)}", "--no_ssh", f"--node_rank={rank}"]
         words += ["--master_addr=n1", f"--master_port={PORT}"]
-        processes.append(start([*cluster.enter(node, ROOT), *words, *training(tmp_path / "run")]))
+        processes.append(start_fresh([*cluster.enter(node, ROOT), *words, *training(tmp_path / "run")]))
     check(tmp_path / "run", *processes)
 
 
@@ -73,4 +70,4 @@ def test_deepspeed_with_a_hostfile(cluster: Cluster, tmp_path):
     ssh.chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin"
     words = ["deepspeed", f"--hostfile={hostfile(tmp_path)}", f"--master_port={PORT}", *training(tmp_path / "run")]
-    check(tmp_path / "run", start(words, PATH=path, PDSH_RCMD_TYPE="ssh", PYTHONPATH=str(ROOT)))
+    check(tmp_path / "run", start_fresh(words, PATH=path, PDSH_RCMD_TYPE="ssh", PYTHONPATH=str(ROOT)))

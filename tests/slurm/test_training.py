@@ -11,11 +11,14 @@ from tests.test_train import losses, train
 from tests.tiny import TINY
 
 # Steps of some milliseconds: enough of them that signals and faults arrive in the middle.
-LENGTH = ["schedule.instances=3600", "checkpoint.every_steps=10", "engine.timeout_seconds=60"]
+LENGTH = ["schedule.instances=3600", "checkpoint.every_steps=10"]
+FSDP = "engine.name=fsdp"
+"""Its ranks start sooner than DeepSpeed's, for tests that start them several times."""
 
 
-def command(run: str) -> list[str]:
-    return ["slurm/pretrain_w1024.sh", *TINY, *LENGTH, f"run.name={run}"]
+def command(clone: Clone, run: str) -> list[str]:
+    timeout = f"engine.timeout_seconds={clone.cluster.seconds(60)}"
+    return ["slurm/pretrain_w1024.sh", *TINY, *LENGTH, timeout, f"run.name={run}"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def check(clone: Clone, run: str, reference: list[float]) -> None:
 
 
 def test_two_nodes_two_ranks_each(real_clone, without_slurm):
-    job = real_clone.submit("--nodes=2", *command("a"), "run.steps=20")
+    job = real_clone.submit("--nodes=2", *command(real_clone, "a"), "run.steps=20")
     real_clone.finish(job)
     assert real_clone.worlds("a") == [4]
     check(real_clone, "a", without_slurm[:20])
@@ -41,7 +44,7 @@ def test_two_nodes_two_ranks_each(real_clone, without_slurm):
 
 def test_a_stop_and_a_requeue_change_nothing(real_clone, without_slurm):
     """USR1 to the batch script alone, as Slurm sends it near the limit."""
-    job = real_clone.submit("--nodes=2", *command("b"), LAUNCH_RANKS_PER_NODE="1")
+    job = real_clone.submit("--nodes=2", *command(real_clone, "b"), FSDP, LAUNCH_RANKS_PER_NODE="1")
     real_clone.reaches("b", 20, job)
     real_clone.command("scancel", "--batch", "--signal=USR1", job)
     found = real_clone.finish(job)
@@ -51,7 +54,7 @@ def test_a_stop_and_a_requeue_change_nothing(real_clone, without_slurm):
 
 
 def test_a_dead_node_costs_some_steps_and_changes_nothing(real_clone, cluster, without_slurm):
-    job = real_clone.submit("--nodes=1-2", *command("e"), LAUNCH_RANKS_PER_NODE="1")
+    job = real_clone.submit("--nodes=1-2", *command(real_clone, "e"), FSDP, LAUNCH_RANKS_PER_NODE="1")
     real_clone.reaches("e", 20, job)
     cluster.kill("n2")
     found = real_clone.finish(job)

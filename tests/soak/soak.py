@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests import tiny
+from tests import pace, tiny
 from tests.test_train import ROOT, environment, metrics
 from upscale.checkpoint import manifest
 from upscale.distributed.world import World
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 WEIGHTS = {"kill": 8, "kill while starting": 4, "hang": 2, "stop": 10, "flip": 4, "truncate": 3, "remove": 3}
 
 
-def settings(folder: Path) -> list[str]:
+def settings(folder: Path, hang_seconds: float) -> list[str]:
     """Gentle enough that rounding stays rounding over hundreds of steps; blocks wake after 40 and 80."""
     return tiny.overrides(
         run__dir=folder,
@@ -39,7 +39,7 @@ def settings(folder: Path) -> list[str]:
         schedule__halve_every=0,
         schedule__wake_every=480,
         checkpoint__every_steps=4,
-        engine__timeout_seconds=HANG_SECONDS,
+        engine__timeout_seconds=hang_seconds,
     )
 
 
@@ -50,6 +50,7 @@ class Soak:
         self.folder, self.faults, self.most_ranks, self.engines = folder, faults, most_ranks, engines
         self.random = random.Random(seed)
         self.deadline = time.monotonic() + 60 * minutes
+        self.hang_seconds = HANG_SECONDS * pace.measure()
         self.run_directory = folder / "run"
         self.happened: list[str] = []
         self.shapes: list[tuple[int, str]] = []
@@ -82,7 +83,7 @@ class Soak:
         self.happened.append("stop")
         steps = self.last_step() + 3
         self.start(f"run.steps={steps}")
-        assert self.process.wait(PATIENCE_SECONDS) == 0, self.output()
+        assert self.ends(self.process) == 0, self.output()
         say(f"{time.monotonic() - begin:5.0f} s  step {steps:>5}  finished")
         seconds = time.monotonic() - begin
         self.alone("alone", 1, steps)
@@ -141,7 +142,14 @@ class Soak:
         shapes = [(ranks, engine) for ranks in range(1, self.most_ranks + 1) for engine in self.engines]
         shape = self.random.choice([other for other in shapes if other != before])
         self.shapes.append(shape)
-        arguments = ["--ranks", str(shape[0]), "--max-restarts", "1000", *settings(self.run_directory), shape[1]]
+        arguments = [
+            "--ranks",
+            str(shape[0]),
+            "--max-restarts",
+            "1000",
+            *settings(self.run_directory, self.hang_seconds),
+            shape[1],
+        ]
         self.process = self.launch("rows", "-m", "tests.soak.supervise", *arguments, *extra)
 
     def launch(self, rows: str, *arguments: str, **variables: str) -> subprocess.Popen:
@@ -159,21 +167,29 @@ class Soak:
     def stop(self, number: int, process: int | None = None) -> None:
         """By a signal to the supervisor or to one rank; all ranks save and exit with the code for it."""
         os.kill(process or self.process.pid, number)
-        assert self.process.wait(PATIENCE_SECONDS) == STOPPED_EXIT_CODE, self.output()
+        assert self.ends(self.process) == STOPPED_EXIT_CODE, self.output()
 
     def alone(self, name: str, ranks: int, steps: int) -> None:
         """The same steps without any fault."""
-        arguments = [*settings(self.folder / name), f"run.steps={steps}", ENGINES[0]]
+        arguments = [*settings(self.folder / name, self.hang_seconds), f"run.steps={steps}", ENGINES[0]]
         process = self.launch(
             f"rows-{name}", "-m", "tests.soak.supervise", "--ranks", str(ranks), "--max-restarts", "0", *arguments
         )
-        assert process.wait(4 * PATIENCE_SECONDS) == 0, self.output()
+        assert self.ends(process, 4 * PATIENCE_SECONDS) == 0, self.output()
+
+    def ends(self, process: subprocess.Popen, seconds: float = PATIENCE_SECONDS) -> int:
+        """The exit code; AssertionError when there is none in time."""
+        deadline = pace.Deadline(seconds)
+        while (code := process.poll()) is None:
+            assert not deadline.passed(), f"waited {seconds} s for the end: {self.output()}"
+            time.sleep(0.05)
+        return code
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = pace.Deadline(PATIENCE_SECONDS)
         while not condition():
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.output()}"
-            assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS} s until {what}: {self.output()}"
+            assert not deadline.passed(), f"waited {PATIENCE_SECONDS} s until {what}: {self.output()}"
             time.sleep(0.05)
 
     def wait_for_steps(self, count: int) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.study import tiny
+from upscale.config import files as config_files
 from upscale.errors import UserError
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import TEXTS
 from upscale.study import plan, schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
@@ -138,7 +139,7 @@ def test_the_compared_text_must_be_held_out(tmp_path):
     (tmp_path / "texts").mkdir()
     tiny.write(tmp_path)
 
-    (tmp_path / "texts/wp").write_bytes(load_text("wp").data.tobytes()[:4500])
+    (tmp_path / "texts/wp").write_bytes(TEXTS["wp"].load().data.tobytes()[:4500])
     metric = [{"stage": "text", "task": "wp", "split": "data_dir"}]
     text = problems(tmp_path, stages__text__set__evaluation=evaluation, compare=metric)
     assert "stage text: wp is evaluated on text that is trained on" in text
@@ -172,3 +173,20 @@ def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
         plan.make(path, schema.load(path))
     lines = str(raised.value).splitlines()[1:]
     assert lines and all("corpora/" in line and "is not prepared" in line for line in lines), raised.value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("3e4", "3e-4", "[x", "{", "a: b", "#", "# a", " a ", "", "null", "yes", "1_000", "0x1F", "1:30", "~"),
+        *("2020-01-01", "'", '"', "é", "\U0001f600", "*x", "&x", "!x", "%", "@", "plain", "a\nb", "-", "inf", "<<"),
+        *(3e4, 3e-4, 1e-30, 0.1, 7, True, None, [1, "3e4", ["[x"]], {"kind": "3e4", "weight": 3e-4}),
+    ],
+)
+def test_a_setting_of_a_study_arrives_as_it_was_given(value):
+    """Through the words that training is given, by the loader that reads them there: against the value itself."""
+    (word,) = plan._typed({"section.key": value})
+    schema: dict = {}
+    assert config_files._apply(schema, word, {}) is None
+    found = schema["section"]["key"]
+    assert found == value and type(found) is type(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,25 +13,22 @@ import torch
 
 from tests.launch.test_supervisor import left_over
 from tests.study import tiny
-from tests.test_train import environment, finish, logged, wait_for
+from tests.test_train import Process, finish, logged, start, wait_for
 from upscale.checkpoint import run_directory
+from upscale.checkpoint.export import load_model
 from upscale.cli import study as study_command
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.evaluation.standalone import load_model
 from upscale.files import read_json_lines
 from upscale.model import parametrization
 from upscale.report.comparison import instances_to_reach
 
-ROOT = Path(__file__).parents[2]
 
-
-def study(folder: Path, *arguments: str) -> subprocess.Popen:
+def study(folder: Path, *arguments: str) -> Process:
     """`upscale study` of this checkout on one rank, its runs and results below the folder."""
     program = "from upscale.cli import main; main()"
     words = [sys.executable, "-c", program, "study", folder / "study.yaml", "--runs", folder / "runs", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(list(map(str, words)), cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), **pipes)
+    return start(list(map(str, words)))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import yaml
 
 from tests import tiny
 from tests.corpora.small import corpus
-from upscale.evaluation.texts import load_text
+from upscale.evaluation.tasks import TEXTS
 
 FREEZE = ["embeddings", "attention", "ff", "norms", "gates"]
 STUDY = {
@@ -62,7 +62,7 @@ def tree(**changes: object) -> dict:
 def write(folder: Path, **changes: object) -> Path:
     """The study file with its base config and a corpus of real text; returns its path."""
     if not (folder / "corpora").exists():
-        content = load_text("wp").data.tobytes()[:6000]
+        content = TEXTS["wp"].load().data.tobytes()[:6000]
         corpus(folder / "corpora/wp", content, {"train": 4500, "validation": 1000, "test": 500})
         config: dict = {}
         for override in tiny.overrides(run__name="base"):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from upscale.bench.tables import engine_of
+from upscale.console.text import aligned_table
 from upscale.errors import UserError
 
 SAME_MODEL = ("width", "depth", "heads", "context", "vocabulary", "dropout", "dropout_keys", "qk_norm")
@@ -32,7 +33,7 @@ def side_by_side(paths: Sequence[Path]) -> str:
         raise UserError("--compare takes two files or more: the first is what the others are compared with")
     results = [read(path) for path in paths]
     reasons = [differences(results[0], result) for result in results]
-    rows = [["", *(path.stem for path in paths)]]
+    rows = []
     for label, way in (("engine", engine_of), ("ranks", lambda one: str(one["world_size"])), ("micro-batch", _passes)):
         rows.append([label, *(way(result) for result in results)])
     for label, keys in QUANTITIES.items():
@@ -43,8 +44,7 @@ def side_by_side(paths: Sequence[Path]) -> str:
             row.append(f"{here['median']:,.4g}" + ("" if reason else f"  {ratio(first, here)}"))
         rows.append(row)
     rows.append(["peak GiB", *(f"{result['peak_memory_gib']:.2f}" for result in results)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [aligned_table(["", *(path.stem for path in paths)], rows, words=len(paths) + 1)]
     for path, reason in zip(paths, reasons, strict=True):
         if reason:
             lines.append(f"NOT COMPARABLE, so no ratio: {path} has another {'; another '.join(reason)}")

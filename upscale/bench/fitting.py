@@ -122,6 +122,7 @@ class Trial:
         shape = train_step.most_rows(config, world.size, batch), config.model.context + 1
         tokens = torch.randint(0, min(256, config.model.vocabulary), shape, device=world.device)
         run = train_step.Passes(config, world, self.engine, 0, rows)
+        run.sizes = (rows,)
         for step in range(2):
             run.backpropagate(tokens, batch, config.model.depth, step)
             self.engine.step(1.0, 2**31)

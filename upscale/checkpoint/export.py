@@ -10,15 +10,37 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from upscale.checkpoint import layout, manifest
+from upscale.checkpoint.reader import Reader, whole_parameters
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.evaluation.standalone import load_model
 from upscale.model import parametrization
 from upscale.model.transformer import Transformer
 
 FORMAT = "upscale-weights-1"
+
+
+def load_model(run: Path, config: Config, step: int | None, world: World) -> tuple[Transformer, dict]:
+    """A run's model in eval mode with the weights of a step (None: the newest valid), and that step's counters.
+
+    Raises UserError when the step is not there or not valid.
+    """
+    folder = run / layout.CHECKPOINTS
+    try:
+        if step is None:
+            found = manifest.newest_valid(folder, world)
+        else:
+            path = manifest.step_folder(folder, step)
+            found = path, manifest.verify(path, world)
+        if not found:
+            raise UserError(f"{run} has no valid checkpoint yet; steps found: {manifest.steps(folder) or 'none'}")
+        model = parametrization.build(config)
+        Reader(*found).load(whole_parameters(model), ("weight",))
+    except manifest.InvalidCheckpoint as error:
+        raise UserError(f"{error}. Steps in {folder}: {manifest.steps(folder) or 'none'}") from None
+    return model.to(world.device).eval(), found[1]["counters"]
 
 
 def export(run: Path, config: Config, step: int | None, to: Path) -> dict:
@@ -57,7 +79,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Transformer:
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} was not written by `upscale export`: its metadata has no format {FORMAT}")
             config = Config.model_validate(json.loads(metadata["config"]))
-            model = Transformer(config.model, float(metadata["output_multiplier"]), config.engine.precision == "bf16")
+            model = Transformer(config.model, float(metadata["output_multiplier"]), config.engine.in_bfloat16)
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot load {path}: {error}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from upscale import schedule
-from upscale.checkpoint import manifest, run_directory
+from upscale.checkpoint import layout, manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.warm_start import Initialization
 from upscale.checkpoint.writer import Writer, snapshot
@@ -34,6 +34,8 @@ class Counters:
     """What the next loss is compared with: see `upscale.training.spikes`."""
     spikes: list[dict] = field(default_factory=list)
     """One entry for each, oldest first: see `upscale.training.spikes.Spike`."""
+    evaluation_owed: bool = False
+    """An evaluation was due after this step, and a request to stop came first."""
     wandb_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
@@ -42,7 +44,7 @@ class Saver:
 
     def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Rows):
         self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
-        self.folder = directory / run_directory.CHECKPOINTS
+        self.folder = directory / layout.CHECKPOINTS
         self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
         self._blocking_seconds = 0.0
 
@@ -82,6 +84,16 @@ class Saver:
         self.writer.wait()
         failure, self.writer.failure = self.writer.failure, None
         return failure
+
+    def settle_evaluation(self, counters: Counters) -> str | None:
+        """Note in this step's checkpoint that the evaluation it owed has been recorded; returns why that failed."""
+        if self.world.is_main:
+            path = manifest.step_folder(self.folder, counters.step)
+            try:
+                manifest.write(path, {**manifest.read(path), "counters": asdict(counters)})
+            except (OSError, manifest.InvalidCheckpoint) as error:
+                return str(error)
+        return None
 
     def take_blocking_seconds(self) -> float:
         """Seconds training waited for saves since the last call."""

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upscale.checkpoint import manifest
-from upscale.config import Config
+from upscale.checkpoint.layout import CHECKPOINTS, CONFIG, METRICS, config_path
+from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
 
 if TYPE_CHECKING:  # commands that only look at files start without torch
     from upscale.distributed.world import World
-
-CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
 
 # What a checkpoint's weights and lanes depend on. Everything else may change from one start to the next; that corpora
 # are still the same is checked by their content (data.py), since folders move.
@@ -46,10 +44,19 @@ def is_fixed(key: str) -> bool:
 
 def read_config(directory: Path) -> Config:
     """The resolved config of a run; raises UserError when the folder is not one."""
-    path = directory / CONFIG
-    if not path.is_file():
-        raise UserError(f"{directory} is not a run directory: it has no {CONFIG}. Give the folder that training wrote.")
-    return config_files.load(path)
+    return config_files.load(config_path(directory))
+
+
+def kept_precision(config: Config, world: World) -> str | None:
+    """The `engine.precision` of the run that a resolved config continues; None, on every rank, for a new run."""
+    directory, found = Path(config.run.dir), None
+    if world.is_main and manifest.steps(directory / CHECKPOINTS) and (directory / CONFIG).is_file():
+        try:
+            found = config_files.load(directory / CONFIG).engine.precision
+        except UserError:  # damaged: `open_directory` refuses it with the reason
+            found = None
+    kept = world.broadcast_object(found)
+    return None if kept == AUTO else kept
 
 
 def open_directory(config: Config, world: World) -> tuple[Path, list[str]]:
@@ -77,7 +84,7 @@ def _enter(directory: Path, config: Config) -> list[str]:
     has_steps = bool(manifest.steps(directory / CHECKPOINTS))
     if config.run.resume == "must" and not has_steps:
         raise UserError(f"run.resume=must, but {directory} has no checkpoint. Use run.resume=auto to start a new run.")
-    if config.run.resume == "never" and (has_steps or (directory / "metrics.jsonl").exists()):
+    if config.run.resume == "never" and (has_steps or (directory / METRICS).exists()):
         raise UserError(
             f"run.resume=never, but {directory} already holds a run. Choose another run.name or run.dir, remove the "
             "folder, or use run.resume=auto to continue it."

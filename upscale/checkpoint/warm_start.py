@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from upscale import schedule
-from upscale.checkpoint import export, manifest, run_directory
+from upscale.checkpoint import export, layout, manifest, run_directory
 from upscale.checkpoint.reader import Reader
 from upscale.config import Config
 from upscale.distributed.world import World
@@ -75,7 +75,7 @@ class Initialization:
                 "start a new one from its weights, give another run.name or run.dir."
             )
         run_directory.read_config(self.path)
-        found = manifest.steps(self.path / run_directory.CHECKPOINTS)
+        found = manifest.steps(self.path / layout.CHECKPOINTS)
         if not found:
             raise UserError(
                 f"init.from: {self.path} has no checkpoint yet. If it is still training, wait for its first one "
@@ -102,7 +102,7 @@ class Initialization:
         return [*notes, f"weights taken from {place}, {instances:,} instances" + (f"; fresh: {fresh}" if fresh else "")]
 
     def _load_checkpoint(self, config: Config, chosen: list[Fragment], world: World) -> tuple[str, int, list[str]]:
-        folder, notes = self.path / run_directory.CHECKPOINTS, []
+        folder, notes = self.path / layout.CHECKPOINTS, []
         try:
             if self.settings.step == "newest":
                 found = manifest.newest_valid(folder, world, lambda text: notes.append(f"WARNING: init.from: {text}"))
@@ -133,7 +133,7 @@ class Initialization:
 
 def wanted(config: Config) -> Initialization | None:
     """What a resolved config's new run begins with; None for random weights and for a run that goes on by itself."""
-    begun = manifest.steps(Path(config.run.dir) / run_directory.CHECKPOINTS)
+    begun = manifest.steps(Path(config.run.dir) / layout.CHECKPOINTS)
     return None if config.init.from_ is None or begun else Initialization(config)
 
 

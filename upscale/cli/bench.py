@@ -21,6 +21,8 @@ from upscale.distributed.world import World, placement
 from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
 from upscale.launch.supervisor import Supervisor
+from upscale.machine import accelerator
+from upscale.training import precision
 
 LAUNCHED = ("RANK", "SLURM_STEP_ID")
 """What a launcher sets: this process is then one rank of a world that exists."""
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     ranks = placement(os.environ).size if launched else options.ranks or 1
     _check(options, config, ranks)
     if ranks > 1 and not launched:
-        program = (sys.executable, "-m", "upscale.bench")
+        program = (sys.executable, "-m", "upscale.cli", "bench")
         reason, code = Supervisor(arguments, Path(config.run.dir), ranks, 0, program).attempt(ranks)
         if code < 0 or code not in (0, 1, 2):
             raise RunError(reason)
@@ -86,6 +88,10 @@ def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) ->
         if world.is_main:
             print(text, file=sys.stderr, flush=True)
 
+    chosen = precision.settle(config, world)
+    config = chosen.config
+    for line in (f"precision {config.engine.precision}: {chosen.reason}", *chosen.notes):
+        say(line)
     found = step.measure(
         config, world, rows, place.local_size or place.size, options.steps, options.warm_up, options.baseline, say
     )
@@ -110,7 +116,7 @@ def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) ->
 def _sources(options: argparse.Namespace) -> int:
     if options.repeats < 1 or options.width < 20:
         raise UserError(f"--repeats {options.repeats} --width {options.width}: must be at least 1 and 20")
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(options.device or accelerator.device_type())
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
     result = sources.run(options.width, options.repeats, device)

@@ -8,7 +8,7 @@ import math
 import statistics
 from pathlib import Path
 
-from upscale.config import Config
+from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.errors import UserError
@@ -50,6 +50,8 @@ def main(arguments: list[str]) -> int:
     if options.network_gigabits <= 0:
         raise UserError(f"--network-gigabits {options.network_gigabits} must be above 0")
     config = config_files.load(options.config, options.overrides).resolved()
+    if config.engine.precision == AUTO:  # all DEVICES have bfloat16 instructions
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"precision": "bf16"})})
     utilization, source = _utilization(options)
     device, network = DEVICES[options.device], options.network_gigabits * 1e9 / 8
 

@@ -7,11 +7,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from upscale.checkpoint import manifest, run_directory
-from upscale.config import Config
+from upscale.checkpoint import layout, manifest
+from upscale.console.text import duration
 from upscale.files import read_json_lines
 from upscale.launch.slurm import followups
-from upscale.training.logger import duration
 
 EVENTS = "slurm/events.jsonl"
 # What a job's last event says about the job.
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that training writes")
     run = parser.parse_args(arguments).run
-    config = run_directory.read_config(run)
+    config = layout.config_tree(run)
     facts = {**progress(run, config), **cluster(run), "checkpoints": checkpoints(run), "follow-up jobs": jobs(run)}
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -40,18 +39,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def progress(run: Path, config: Config) -> dict[str, str]:
+def progress(run: Path, config: dict) -> dict[str, str]:
     """Last logged step, loss, speed, and the time left at that speed."""
-    path = run / "metrics.jsonl"
+    path = run / layout.METRICS
     logged = list(read_json_lines(path)) if path.exists() else []
     if not logged:
         return {"step": "none logged yet"}
-    last, total = logged[-1], config.schedule.instances
+    last, total = logged[-1], config["schedule"]["instances"]
     rate = last["global_batch"] / last["step_seconds"] if last["step_seconds"] else 0.0
-    done = last["instances"] >= total or (config.run.steps is not None and last["step"] >= config.run.steps)
+    done = last["instances"] >= total or (config["run"]["steps"] is not None and last["step"] >= config["run"]["steps"])
     left = max(0, total - last["instances"])
-    if config.run.steps is not None:
-        left = min(left, max(0, config.run.steps - last["step"]) * last["global_batch"])
+    if config["run"]["steps"] is not None:
+        left = min(left, max(0, config["run"]["steps"] - last["step"]) * last["global_batch"])
     bits = last["loss_bits_per_byte"]
     age = time.time() - path.stat().st_mtime
     return {
@@ -96,8 +95,8 @@ def cluster(run: Path) -> dict[str, str]:
 def checkpoints(run: Path) -> list[str]:
     """One line each, complete or not; `upscale checkpoint verify` checks their bytes too."""
     lines = []
-    for step in manifest.steps(run / run_directory.CHECKPOINTS):
-        path = manifest.step_folder(run / run_directory.CHECKPOINTS, step)
+    for step in manifest.steps(run / layout.CHECKPOINTS):
+        path = manifest.step_folder(run / layout.CHECKPOINTS, step)
         try:
             content = manifest.read(path)
         except manifest.InvalidCheckpoint as error:

@@ -14,9 +14,10 @@ from typing import Any
 import pydantic
 import yaml
 
+import upscale
 from upscale.config.schema import Config, Section, problems_between_sections
 from upscale.errors import UserError
-from upscale.files import write_atomically
+from upscale.files import dump_yaml, parse_yaml, read_yaml, write_atomically
 
 PACKAGES = ("upscale", "torch", "deepspeed", "mup", "numpy")
 
@@ -28,27 +29,6 @@ class ConfigError(UserError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"{count} in the config:\n" + "\n".join(f"  {problem}" for problem in problems))
         self.problems = problems
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 3e-4 is a number and a key given twice is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be given again
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 wants a dot and a signed exponent in a float, so that 3e-4 would be a string.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
@@ -74,27 +54,6 @@ def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
     return Config(**sections)
 
 
-def read_yaml(path: Path, kind: str, form: str) -> dict:
-    """The mapping in a YAML file; UserError with its `kind` and the `form` it should have for anything else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = [p.as_posix() for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.as_posix(), siblings, 1)
-        raise UserError(f"no {kind} file {path}" + (f"; did you mean {near[0]}?" if near else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {kind} file {path}: {error}") from None
-    try:
-        tree = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}, but {form}")
-    return tree
-
-
 def _apply(tree: dict, override: str, origins: dict[str, str]) -> str | None:
     """Set one `section.key=value` in the tree; return what is wrong with it, if anything."""
     key, separator, text = override.partition("=")
@@ -102,7 +61,7 @@ def _apply(tree: dict, override: str, origins: dict[str, str]) -> str | None:
     if not separator or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
         return f"override {override!r}: must be section.key=value, for example model.width=384"
     try:
-        value = yaml.load(text, _Loader)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         return f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
     *parents, leaf = key.split(".")
@@ -214,20 +173,33 @@ def as_tree(config: Config) -> dict:
 
 def versions() -> dict[str, str]:
     """Versions of what ran, and the commit with '-dirty' when the tree had changes; 'unknown' outside a checkout."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found, "commit": _commit()}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "commit": _commit()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    """Of the checkout whose top holds this package: a repository further out tells nothing of it."""
+    top = Path(upscale.__file__).resolve().parents[1]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        if Path(_git(top, "rev-parse", "--show-toplevel")).resolve() != top:
+            return "unknown"
+        return _git(top, "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def write(config: Config, path: Path) -> None:
     """Save the tree with versions and commit; the file can be given to --config again."""
     tree = {**as_tree(config), "versions": versions()}
-    write_atomically(path, yaml.safe_dump(tree, sort_keys=False).encode())
+    write_atomically(path, dump_yaml(tree).encode())

@@ -184,13 +184,21 @@ class EngineConfig(Section):
     16,777,216 (64 MiB)."""
     prefetch_blocks: Count = 1
     """fsdp and stage 3: blocks whose weights are gathered ahead of the one that computes."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: matrix products in bfloat16, weights, norms and sums in float32."""
+    precision: Literal["auto", "bf16", "fp32"] = AUTO
+    """bf16: matrix products in bfloat16, weights, norms and sums in float32; fp32: products in float32 too; auto: bf16
+    where every rank's device has bfloat16 instructions, fp32 elsewhere. A run keeps what it began with."""
     micro_batch: Count | Auto = AUTO
     """Rows a rank passes through the model at once; auto: from the device's memory."""
     timeout_seconds: Annotated[float, Field(ge=1)] = 600.0
     """How long a step, or writing a checkpoint, may take before the ranks conclude that one of them hangs, and end;
     compilation counts."""
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether matrix products are computed in bfloat16; LookupError as long as `precision` is auto."""
+        if self.precision == AUTO:
+            raise LookupError("engine.precision is auto: `upscale.precision.settle` chooses it for a run's devices")
+        return self.precision == "bf16"
 
 
 class EvaluationConfig(Section):

@@ -76,7 +76,7 @@ def _let_the_first_rank_speak() -> None:
     """Return at once on rank 0; elsewhere wait to be ended by the launcher, and return if nobody does."""
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         return
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     time.sleep(SECONDS_FOR_THE_FIRST_RANK)
 

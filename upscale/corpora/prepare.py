@@ -1,8 +1,7 @@
-"""`upscale prepare`: one corpus from what a user has, or from its public address, to shards and an index."""
+"""Making a corpus: a locked folder, the input or its download, checksums, the text, shards and the index."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -13,38 +12,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from upscale.console import command
 from upscale.console.progress import Progress
-from upscale.corpora import download, index, inputs, parallel, spooling
-from upscale.corpora.catalogue import CORPORA, Known
-from upscale.corpora.unpacking import cannot_read
-from upscale.corpora.writing import Spool, write_corpus
+from upscale.corpora.archives.unpacking import cannot_read
+from upscale.corpora.recipes import Known, Recipe
+from upscale.corpora.shards import index
+from upscale.corpora.shards.writing import write_corpus
+from upscale.corpora.work import download
+from upscale.corpora.work.spooling import CHUNK_BYTES, Spool
 from upscale.errors import UserError
-
-C_SUFFIXES = (b".c", b".h")
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Request:
     """What `upscale prepare` was asked."""
 
-    corpus: str
+    recipe: Recipe
     to: Path
     source: str | None = None
     """A path or an http(s) address; None: the corpus's public address."""
-    take: int | None = None
-    """Bytes of text to take; None: all."""
-    collapsed: bool = True
-    files: str = "c"
-    """linux only: `c` takes *.c and *.h, `all` every file."""
     processes: int = 1
     checksum: bool = True
-
-    def options(self) -> dict:
-        """What changes the text."""
-        of_linux = {"whitespace": "collapsed" if self.collapsed else "kept", "files": self.files}
-        return {"bytes": self.take, **(of_linux if self.corpus == "linux" else {})}
 
 
 def prepare(request: Request) -> index.Index:
@@ -110,7 +97,7 @@ def _already_there(request: Request) -> index.Index:
     """The index of a complete corpus, if it is what was asked for and whole; raises UserError otherwise."""
     found = index.read(request.to)
     given = request.source and _name(request.source)
-    same = (found.corpus, found.options) == (request.corpus, request.options())
+    same = (found.corpus, found.options) == (request.recipe.kind, request.recipe.options())
     if not same or given not in (None, found.provenance["input"]):
         raise UserError(
             f"{request.to} already holds {found.corpus} with {found.options}, made from {found.provenance['input']}. "
@@ -124,25 +111,26 @@ def _already_there(request: Request) -> index.Index:
 
 
 def _prepare(request: Request, work: Path) -> index.Index:
-    origin = CORPORA[request.corpus]
-    source = request.source or origin.address
+    recipe = request.recipe
+    source = request.source or recipe.address
     address = source if download.is_address(source) else None
     path = _fetched(request, address, work) if address else _given(request)
-    known = origin.expected(_name(source), address) if request.checksum else None
+    known = recipe.expected(_name(source), address) if request.checksum else None
     try:
         provenance = {"input": _name(source), "address": address, **_described(path)}
         if known and not known.of_text:
             _check(path, known, provenance["sha256"])
-        spool, files = _spool(request, path, work / "spool")
-        if known and known.of_text and request.take is None:
+        with Progress(f"reading {path.name}", None if path.is_dir() else path.stat().st_size) as progress:
+            spool, files = recipe.spool(path, work / "spool", progress, request.processes)
+        if known and known.of_text and recipe.take is None:
             _check(path, known, _text_digest(spool, known.algorithm))
             provenance["text_" + known.algorithm] = known.digest
         if files is not None:
             provenance["files"] = files
-        sizes = origin.sizes(len(spool))
+        sizes = recipe.sizes(len(spool))
         if not all(sizes.values()):
             raise UserError(f"{path} gives {len(spool):,} bytes of text, too few for three splits: {sizes}")
-        about = {"corpus": request.corpus, "options": request.options(), "licence": origin.licence}
+        about = {"corpus": recipe.kind, "options": recipe.options(), "licence": recipe.licence}
         with Progress(f"writing {request.to}", len(spool)) as progress:
             return write_corpus(
                 spool,
@@ -166,8 +154,8 @@ def _fetched(request: Request, address: str, work: Path) -> Path:
     return download.fetch(
         address,
         work,
-        f"Without a network here, download it elsewhere and pass the file: `upscale prepare {request.corpus} --to "
-        f"{request.to} --from FILE`. FILE may be {CORPORA[request.corpus].also}.",
+        f"Without a network here, download it elsewhere and pass the file: `upscale prepare {request.recipe.kind} --to "
+        f"{request.to} --from FILE`. FILE may be {request.recipe.accepts}.",
     )
 
 
@@ -176,13 +164,13 @@ def _given(request: Request) -> Path:
     path = Path(request.source)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode) and request.corpus != "linux":
+        if stat.S_ISDIR(mode) and request.recipe.of_one_file:
             files = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
             if len(files) != 1:
                 raise UserError(f"--from {path} is a folder with {len(files)} files; pass the one that is the text")
             return files[0]
     except OSError as error:
-        allowed = f"It may be {CORPORA[request.corpus].also}, or an http(s) address."
+        allowed = f"It may be {request.recipe.accepts}, or an http(s) address."
         raise UserError(f"--from {cannot_read(path, error)}. {allowed}") from None
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise UserError(f"--from {path} is neither a file nor a folder")
@@ -211,111 +199,3 @@ def _text_digest(spool: Spool, algorithm: str) -> str:
     for start in range(0, len(spool), CHUNK_BYTES):
         digest.update(spool.read(start, CHUNK_BYTES))
     return digest.hexdigest()
-
-
-def _spool(request: Request, path: Path, file: Path) -> tuple[Spool, int | None]:
-    """The text of the request, and of how many files it is (None: of one)."""
-    total = None if path.is_dir() else path.stat().st_size
-    with Progress(f"reading {path.name}", total) as progress:
-        if request.corpus == "linux":
-            return _spool_linux(request, path, file, progress)
-        if request.corpus == "german":
-            for stream in inputs.single_text(path, progress):
-                content = stream.read(spooling.BOOK_BYTES)
-                if stream.read(1):
-                    raise UserError(f"{path} is larger than {spooling.BOOK_BYTES >> 20} MiB: it is not the book")
-            return spooling.spool_chunks([spooling.book_body(content, path)], file, request.take), None
-        chunks = (
-            chunk
-            for stream in inputs.single_text(path, progress)
-            for chunk in iter(lambda stream=stream: stream.read(CHUNK_BYTES), b"")
-        )
-        return spooling.spool_chunks(chunks, file, request.take), None
-
-
-def _spool_linux(request: Request, path: Path, file: Path, progress: Progress) -> tuple[Spool, int]:
-    def wanted(name: bytes) -> bool:
-        return request.files == "all" or name.endswith(C_SUFFIXES)
-
-    if not path.is_dir() and not inputs.is_archive(path):
-        raise UserError(f"{path} is neither a folder nor an archive; allowed: {CORPORA['linux'].also}")
-    spool, files = spooling.spool_files(
-        inputs.entries(path, progress, wanted),
-        file,
-        collapsed=request.collapsed,
-        take=request.take,
-        in_order=path.is_dir(),
-        processes=request.processes,
-    )
-    if len(spool) == 0:
-        kind = "C source (*.c, *.h; --files all takes every file)" if request.files == "c" else "file with a text"
-        raise UserError(f"{path} has no {kind}; allowed: {CORPORA['linux'].also}")
-    return spool, files
-
-
-def main(arguments: list[str]) -> int:
-    parser = command.parser("prepare", "Turn a text into a corpus: webdataset shards of three splits, and an index.")
-    parser.add_argument(
-        "corpus", choices=CORPORA, help="; ".join(f"{name}: {o.definition}" for name, o in CORPORA.items())
-    )
-    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to write, new or empty")
-    parser.add_argument(
-        "--from",
-        dest="source",
-        metavar="FILE|DIR|ARCHIVE|URL",
-        help="; ".join(f"{name}: {o.also}; default {o.address}" for name, o in CORPORA.items()),
-    )
-    parser.add_argument(
-        "--bytes",
-        type=_bytes,
-        metavar="N",
-        help="take the first N bytes of text (25e6), or `all`; default: all, linux 200e6",
-    )
-    parser.add_argument(
-        "--whitespace", choices=("collapsed", "kept"), help="linux: every run of it one space (default), or as it is"
-    )
-    parser.add_argument("--files", choices=("c", "all"), help="linux: *.c and *.h (default), or every file")
-    parser.add_argument(
-        "--processes", type=int, default=parallel.usable_processes(), metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--no-checksum", action="store_true", help="accept another content under a known name or address"
-    )
-    given = parser.parse_args(arguments)
-    for option in ("whitespace", "files"):
-        if getattr(given, option) is not None and given.corpus != "linux":
-            raise UserError(f"--{option} {getattr(given, option)} is for linux only, not for {given.corpus}")
-    if given.processes < 1:
-        raise UserError(f"--processes {given.processes}: allowed: 1 or more")
-    take = {None: CORPORA[given.corpus].take, "all": None}.get(given.bytes, given.bytes)
-    request = Request(
-        corpus=given.corpus,
-        to=given.to,
-        source=given.source,
-        take=take,
-        collapsed=given.whitespace != "kept",
-        files=given.files or "c",
-        processes=given.processes,
-        checksum=not given.no_checksum,
-    )
-    print(_summary(request.to, prepare(request)))
-    return 0
-
-
-def _bytes(text: str) -> int | str:
-    if text == "all":
-        return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number < 1 << 63 or number != int(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of bytes, such as 25e6, or `all`")
-    return int(number)
-
-
-def _summary(folder: Path, written: index.Index) -> str:
-    sizes = {split: written.split_bytes(split) for split in written.splits}
-    lines = [f"{folder}: {written.corpus}, {sum(sizes.values()):,} bytes from {written.provenance['input']}"]
-    lines += [f"  {split:11}{size:>16,} bytes {len(written.splits[split]):>6} shards" for split, size in sizes.items()]
-    return "\n".join([*lines, f"  licence: {written.licence}"])

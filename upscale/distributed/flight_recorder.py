@@ -2,7 +2,10 @@
 
 Each rank keeps its last collectives in memory and writes them to `flight_recorder/rank-N` when a collective fails or
 times out; `torchfrtrace` compares such files. The names of the variables are those that every torch from 2.9 to 2.15
-reads (newer names exist for two of them, and win where the user has set them).
+reads (newer names exist for three of them, and win where the user has set them).
+
+Since torch 2.15 "nccl" is another implementation, nccl2, which records under that name. It reads the variables of the
+recorder and of the error handling; it has no heartbeat, so the two variables about that act on older versions only.
 """
 
 from __future__ import annotations
@@ -44,19 +47,19 @@ def variables(
     return {
         name: value
         for name, value in wanted.items()
-        if name not in environment and NEWER_NAMES.get(name) not in environment
+        if name not in environment and NEWER_NAMES.get(name, name) not in environment
     }
 
 
 def nccl_trace() -> bytes:
-    """This rank's record as torch pickles it; newer versions keep it in either of two places.
+    """This rank's record as torch pickles it; which of three places holds it depends on torch's version.
 
     Without stack traces: to find their names took 19 s of a busy CPU, and the others wait for this rank to end.
     """
     module = torch._C._distributed_c10d
     found = [module._dump_nccl_trace(includeStackTraces=False)] if hasattr(module, "_dump_nccl_trace") else []
     if hasattr(module, "_dump_fr_trace"):
-        found.append(module._dump_fr_trace(includeStackTraces=False, backend="nccl"))
+        found += [module._dump_fr_trace(includeStackTraces=False, backend=name) for name in ("nccl", "nccl2")]
     return max(found, key=len, default=b"")
 
 

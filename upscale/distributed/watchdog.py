@@ -1,5 +1,8 @@
 """Ends a rank that waits for one that is gone: no hang outlasts `engine.timeout_seconds`.
 
+The thread that does so also shows the supervisor that the process runs at all, which a stopped one cannot: it touches
+the file that HEARTBEAT names.
+
 A time-out of the process group would not do: DeepSpeed makes groups of its own with torch's default of 30 minutes, and
 NCCL fails in its own ways. This looks at the loop instead.
 """
@@ -11,8 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from upscale.errors import RUN_ERROR_EXIT_CODE
+
+HEARTBEAT = "UPSCALE_HEARTBEAT"
+"""Environment variable with the file that this rank touches every second; the supervisor sets it."""
 
 
 class Watchdog:
@@ -21,6 +28,7 @@ class Watchdog:
     def __init__(self, timeout_seconds: float, describe: Callable[[], str]):
         self.timeout_seconds, self.describe = timeout_seconds, describe
         self._last_beat = time.monotonic()
+        self._heartbeat = os.environ.get(HEARTBEAT)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -38,6 +46,16 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.timeout_seconds / 4)):
+            self._show_life()
             if time.monotonic() - self._last_beat > self.timeout_seconds:
-                print(f"error: {self.describe()}", file=sys.stderr, flush=True)
-                os._exit(RUN_ERROR_EXIT_CODE)
+                try:
+                    print(f"error: {self.describe()}", file=sys.stderr, flush=True)
+                finally:  # also when the terminal is gone
+                    os._exit(RUN_ERROR_EXIT_CODE)
+
+    def _show_life(self) -> None:
+        if self._heartbeat:
+            try:
+                Path(self._heartbeat).touch()
+            except OSError:  # the supervisor and its folder are gone
+                self._heartbeat = None

@@ -59,10 +59,12 @@ class DeepSpeedEngine:
                 "reduce_bucket_size": buckets.reduced_at_once(config),
                 "stage3_prefetch_bucket_size": buckets.gathered_ahead(config),
             },
-            # At stage 0 clipping is ours, because DeepSpeed's neither reports the norm nor checks that it is finite.
-            "gradient_clipping": self.clip if self.stage else 0.0,
+            # Clipping is ours: see _clip_partitions. At stage 0 DeepSpeed's does not check that the norm is finite.
+            "gradient_clipping": 0.0,
             "steps_per_print": 2**31,
             "wall_clock_breakdown": False,
+            # On by default, it would wait for the GPU before every micro-batch and after every step.
+            "timers": {"throughput": {"enabled": False}},
         }
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
@@ -72,8 +74,10 @@ class DeepSpeedEngine:
         if self.stage == 3:
             partitions = enumerate(self.zero.fp32_partitioned_groups_flat)
             self.optimizer.held = [(self.zero.sub_group_to_group_id[index], flat) for index, flat in partitions]
+            self.zero._get_norm_groups = lambda: [self._clip_partitions()]
         elif self.stage:
             self.optimizer.held = list(enumerate(self.zero.single_partition_of_fp32_groups))
+            self.zero.scaled_global_norm = self._clip_partitions
 
     def train_mode(self, training: bool) -> None:
         self.engine.train(training)
@@ -106,6 +110,17 @@ class DeepSpeedEngine:
     def _step_sharded(self) -> StepReport:
         self.engine.step()
         return StepReport(float(self.zero._global_grad_norm), not self.zero.overflow)
+
+    def _clip_partitions(self) -> torch.Tensor:
+        """The norm of the whole gradient on the CPU, before it is clipped here: what DeepSpeed then judges and reports.
+
+        In place of its own norm and clipping, which launch several kernels for every tensor, reduce for every group
+        and wait three times for each: 1118 kernels and 33 waits in a step of width 1024, against 1 wait here.
+        """
+        pieces = [piece for group in self.zero.averaged_gradients.values() for piece in group or []]
+        norm = self.world.sum(torch.nn.utils.get_total_norm(pieces).square()).sqrt()
+        torch._foreach_mul_(pieces, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm.cpu()  # the one wait for the device: every rank must know whether to step
 
     def fragments(self) -> Iterator[Fragment]:
         self.optimizer.create_states()

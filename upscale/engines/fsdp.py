@@ -139,7 +139,7 @@ def _mesh(config: Config, world: World) -> DeviceMesh:
 def _precision(config: Config, module: nn.Module) -> MixedPrecisionPolicy:
     """In which type each parameter is gathered; torch before 2.15 cannot tell them apart and gathers all in float32."""
     known = {field.name for field in dataclasses.fields(MixedPrecisionPolicy)}
-    if config.engine.precision != "bf16" or "param_dtype_override_fn" not in known:
+    if not config.engine.in_bfloat16 or "param_dtype_override_fn" not in known:
         return MixedPrecisionPolicy(reduce_dtype=torch.float32)
     matrices = {part.weight for part in module.modules() if isinstance(part, nn.Linear)}
     return MixedPrecisionPolicy(

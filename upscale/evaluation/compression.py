@@ -30,6 +30,10 @@ Progress = Callable[[int, int, str], None]
 """Called with (done, total, label)."""
 
 
+class Interrupted(Exception):
+    """A rank was asked to stop before the end; raised on every rank at the same place."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Bits per character of one string. NaN or infinite when the model's logits are."""
@@ -66,6 +70,7 @@ def measure(
     batch_rows: int,
     labels: Sequence[str] | None = None,
     progress: Progress | None = None,
+    requested: Callable[[], bool] | None = None,
 ) -> list[Measurement]:
     """Measure several strings in one pass over all their slices.
 
@@ -74,7 +79,8 @@ def measure(
     `predict` equally often and always with `batch_rows` rows (the last ones padded): a sharded forward contains
     collectives. Sums are float64 and reduced once, at the end, so the number of ranks only changes their rounding.
 
-    Raises ValueError when `predict` returns another shape.
+    Raises ValueError when `predict` returns another shape, and Interrupted, on every rank before the same batch, when
+    `requested` has become true on one.
     """
     owners = np.repeat(np.arange(len(data)), [len(places) for places in positions])
     places = np.concatenate([*positions, np.empty(0, np.int64)]).astype(np.int64)
@@ -85,12 +91,20 @@ def measure(
     real = mine < len(places)
     mine[~real] = 0
     bits = []
+    asked = None
     for call in range(calls):
+        if requested is not None:
+            # What was asked a batch ago has been answered by now: no batch waits for the other ranks.
+            if asked is not None and asked():
+                raise Interrupted
+            asked = world.any_later(requested())
         batch = mine[call * batch_rows : (call + 1) * batch_rows]
         windows = _windows(data, owners[batch], places[batch], context)
         bits.append(_bits(predict, torch.from_numpy(windows).to(world.device).long()))
         if progress is not None:
             progress(call + 1, calls, labels[owners[batch[0]]] if labels else "")
+    if asked is not None:
+        asked()  # the measurement is done, whatever the answer
     counts = np.array([len(each) for each in positions])
     groups = np.concatenate([np.arange(count) * GROUPS // max(count, 1) for count in counts])
     mine_bits, mine = torch.cat(bits).cpu().numpy()[real], mine[real]

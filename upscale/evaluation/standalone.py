@@ -9,39 +9,14 @@ from pathlib import Path
 import torch
 
 from upscale import planning, schedule
-from upscale.checkpoint import manifest, run_directory
-from upscale.checkpoint.reader import Reader, whole_parameters
+from upscale.checkpoint.export import load_model
 from upscale.config import Config
 from upscale.distributed.world import World
-from upscale.errors import UserError
 from upscale.evaluation import suite
 from upscale.evaluation.compression import Progress
 from upscale.evaluation.dataset import Dataset
-from upscale.model import parametrization
-from upscale.model.transformer import Transformer
 
 MICRO_BATCH = 64
-
-
-def load_model(run: Path, config: Config, step: int | None, world: World) -> tuple[Transformer, dict]:
-    """A run's model in eval mode with the weights of a step (None: the newest valid), and that step's counters.
-
-    Raises UserError when the step is not there or not valid.
-    """
-    folder = run / run_directory.CHECKPOINTS
-    try:
-        if step is None:
-            found = manifest.newest_valid(folder, world)
-        else:
-            path = manifest.step_folder(folder, step)
-            found = path, manifest.verify(path, world)
-        if not found:
-            raise UserError(f"{run} has no valid checkpoint yet; steps found: {manifest.steps(folder) or 'none'}")
-        model = parametrization.build(config)
-        Reader(*found).load(whole_parameters(model), ("weight",))
-    except manifest.InvalidCheckpoint as error:
-        raise UserError(f"{error}. Steps in {folder}: {manifest.steps(folder) or 'none'}") from None
-    return model.to(world.device).eval(), found[1]["counters"]
 
 
 @torch.no_grad()
@@ -64,7 +39,7 @@ def measure(
         slices=slices,
         context=config.model.context,
         world=world,
-        batch_rows=planning.micro_batch(config, world.device, MICRO_BATCH, world.size),
+        batch_rows=int(world.minimum(planning.inference_batch(config, world.device, MICRO_BATCH))),
         progress=progress,
     )
     place = {"step": counters["step"], "instances": counters["instances"]}

@@ -5,20 +5,19 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from upscale.distributed.world import World
-from upscale.evaluation.compression import Measurement, Predict, Progress, measure, target_positions
+from upscale.evaluation.compression import Interrupted, Measurement, Predict, Progress, measure, target_positions
 from upscale.evaluation.dataset import Dataset, EvaluationError
 from upscale.evaluation.markov import MarkovBaseline, in_context
 from upscale.evaluation.tasks import CHARACTERS, TASKS
-from upscale.evaluation.texts import TEXTS, load_text
 
-NAMES = (*TASKS, *TEXTS)
+NAMES = tuple(TASKS)
 
 
 def check_names(names: Literal["all"] | Sequence[str]) -> list[str]:
@@ -53,18 +52,10 @@ def datasets(
 
     `split` is the held-out split that is used of prepared corpora in `data_dir`.
 
-    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `load_text` do.
+    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `Task.load` do.
     """
-    return [
-        _generate(name, characters, seed) if name in TASKS else load_text(name, data_dir, split)
-        for name in check_names(names)
-    ]
-
-
-def _generate(name: str, characters: int, seed: int) -> Dataset:
-    task = TASKS[name]
-    data = np.frombuffer(task.generate(characters, seed=seed), np.uint8)
-    return Dataset(name, "task", data, "generated", task.optimal_bits_per_character)
+    given = {"data_dir": data_dir, "split": split, "characters": characters, "seed": seed}
+    return [TASKS[name].load(**given) for name in check_names(names)]
 
 
 def evaluate(
@@ -77,6 +68,7 @@ def evaluate(
     batch_rows: int,
     progress: Progress | None = None,
     seed: int = 0,
+    requested: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure `predict` (logits of the next token, see `compression.Predict`) on every dataset, on every rank.
 
@@ -89,13 +81,14 @@ def evaluate(
 
     Targets depend on the seed and the length of the string only, so evaluations of a run are paired, and baselines, on
     the same targets, are computed once a process. Raises EvaluationError for a slices, context or batch_rows that is
-    too small, and when the ranks were given different datasets.
+    too small, and when the ranks were given different datasets; Interrupted, on every rank, soon after `requested` (was
+    this rank asked to stop?) has become true on one.
     """
     for name, value, least in (("slices", slices, 1), ("context", context, 2), ("batch_rows", batch_rows, 1)):
         if value < least:
             raise EvaluationError(f"evaluation: {name} is {value}, it must be at least {least}")
     chosen = [dataset for dataset in datasets if _reason(dataset, context) is None]
-    baselines = _baselines(chosen, (slices, context, seed), batch_rows, world, progress)
+    baselines = _baselines(chosen, (slices, context, seed), batch_rows, world, progress, requested)
     measurements = measure(
         predict,
         [dataset.data for dataset in chosen],
@@ -105,6 +98,7 @@ def evaluate(
         batch_rows=batch_rows,
         labels=[dataset.name for dataset in chosen],
         progress=progress,
+        requested=requested,
     )
     results = iter(zip(measurements, baselines, strict=True))
     return [_record(dataset, context, *(() if _reason(dataset, context) else next(results))) for dataset in datasets]
@@ -131,25 +125,30 @@ def _baselines(
     batch_rows: int,
     world: World,
     progress: Progress | None,
+    requested: Callable[[], bool] | None,
 ) -> list[MarkovBaseline]:
     """Every dataset's baseline on every rank; rank r computes datasets r, r + size, ... and one exchange spreads them.
 
     The same exchange checks that the ranks agree: otherwise their numbers of forwards would differ and hang the run.
     """
-    mine = {}
+    mine, asked = {}, False
     for index in range(world.rank, len(chosen), world.size):
+        if asked := requested is not None and requested():
+            break
         mine[index] = _baseline(chosen[index], *slicing)
         if progress is not None:
             progress(index + 1, len(chosen), f"Markov baseline of {chosen[index].name}")
     agreed = (slicing, batch_rows, [(dataset.name, dataset.digest) for dataset in chosen])
-    everyone = world.gather_objects((agreed, mine))
-    for rank, (theirs, _) in enumerate(everyone):
+    everyone = world.gather_objects((agreed, mine, asked))
+    for rank, (theirs, _, _) in enumerate(everyone):
         if theirs != everyone[0][0]:
             raise EvaluationError(
                 f"rank {rank} was given other datasets or settings to evaluate than rank 0: {theirs} against "
                 f"{everyone[0][0]}. evaluation.data_dir must hold the same files on every node."
             )
-    merged = {index: baseline for _, part in everyone for index, baseline in part.items()}
+    if any(asked for _, _, asked in everyone):
+        raise Interrupted
+    merged = {index: baseline for _, part, _ in everyone for index, baseline in part.items()}
     return [merged[index] for index in range(len(chosen))]
 
 

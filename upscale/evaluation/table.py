@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from upscale.console.text import aligned_table
+
 HEADINGS = ("task", "split", "model", "+-", "Markov", "Markov, published", "optimum", "slices")
 READING = (
     "Bits per character, lower is better; uniform guessing is 8. Below Markov (in-context, order in brackets) a model "
@@ -18,10 +20,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     Without colours or control characters. A dash stands for a number there is not, "not finite" for a model whose
     logits were.
     """
-    rows = [HEADINGS, *(_row(record) for record in records if not record["skipped"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    measured = [_row(record) for record in records if not record["skipped"]]
+    lines = [aligned_table(HEADINGS, measured, words=2)]
     lines += [f"{record['task']} skipped: {record['skipped']}" for record in records if record["skipped"]]
     return "\n".join([*lines, READING])
 
@@ -54,10 +54,3 @@ def _number(value: float | None) -> str:
 
 def _with_order(bits: float, order: int) -> str:
     return f"{bits:.4f} ({order})"
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    words, numbers = row[:2], row[2:]
-    return [word.ljust(width) for word, width in zip(words, widths[:2], strict=True)] + [
-        number.rjust(width) for number, width in zip(numbers, widths[2:], strict=True)
-    ]

@@ -2,8 +2,10 @@
 
 import os
 import signal
+from collections.abc import Callable
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""SIGHUP comes when the terminal closes, unless the training was started by nohup."""
 
 requested: list[int] = []
 """Requests to stop a training that came before it was ready for them; it takes them up after its first step."""
@@ -16,5 +18,11 @@ def leave_quietly() -> None:
 
 def remember_stop_requests() -> None:
     """For training only, whose ranks must stop together: a rank that left alone would make the others wait for it."""
+    catch_stop_signals(lambda number, _frame: requested.append(number))
+
+
+def catch_stop_signals(handler: Callable) -> None:
+    """Have `handler` called for every request to stop; an ignored SIGHUP, as nohup leaves it, stays ignored."""
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, _frame: requested.append(number))
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)

@@ -7,23 +7,37 @@ measured, so they are not used.)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from upscale.config import files as config_files
 from upscale.console import command
-from upscale.errors import INTERRUPTED_EXIT_CODE, STOPPED_EXIT_CODE, USER_ERROR_EXIT_CODE, RunError, UserError
+from upscale.distributed.watchdog import HEARTBEAT
+from upscale.errors import (
+    INTERRUPTED_EXIT_CODE,
+    RUN_ERROR_EXIT_CODE,
+    STOPPED_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    RunError,
+    UserError,
+)
+from upscale.launch import signals
 
 PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "train.py"))
 FINAL_EXIT_CODES = (0, USER_ERROR_EXIT_CODE, STOPPED_EXIT_CODE, INTERRUPTED_EXIT_CODE)
 GRACE_SECONDS = 20.0
+KILL_SECONDS = 30.0
+"""How long a killed rank may take to go. One that a driver or a file system holds may never."""
+COUNT_SECONDS = 300.0
 SAME_STEP_FAILURES = 3
 LONGEST_BACKOFF_SECONDS = 60.0
 CPU_RANKS = 2
@@ -42,8 +56,10 @@ def main(arguments: list[str] | None = None, program: tuple[str, ...] = PROGRAM)
     config = config_files.load(options.config, options.overrides).resolved()
     training = [*(["--config", options.config] if options.config else []), *options.overrides]
     supervisor = Supervisor(training, Path(config.run.dir), options.ranks, options.max_restarts, program)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, supervisor.forward)
+    # Long enough for the other ranks, who wait for a stopped one too, to say so first.
+    supervisor.silence_seconds = config.engine.timeout_seconds + GRACE_SECONDS
+    signal.signal(signal.SIGINT, supervisor.forward)
+    signals.catch_stop_signals(supervisor.forward)
     return supervisor.run()
 
 
@@ -58,6 +74,12 @@ class Supervisor:
     program: tuple[str, ...] = PROGRAM
     ranks: list[subprocess.Popen] = field(default_factory=list)
     stopping: int | None = None
+    gpus: int = 0
+    """GPUs that answered before this attempt."""
+    silence_seconds: float = float("inf")
+    """A rank that has trained and then shown no life for so long is stopped or hangs."""
+    stuck: list[subprocess.Popen] = field(default_factory=list)
+    """Ranks of earlier attempts that were killed and did not go."""
 
     def run(self) -> int:
         """The exit code of the training; raises RunError when restarting does not help."""
@@ -90,21 +112,34 @@ class Supervisor:
             port = probe.getsockname()[1]
         program = [*self.program, *self.training]
         shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        folder = tempfile.TemporaryDirectory(prefix="upscale-", ignore_cleanup_errors=True)
+        heartbeats = [Path(folder.name) / f"rank-{rank}" for rank in range(count)]
         try:
             for rank in range(count):
-                place = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+                place = {**shared, "RANK": rank, "LOCAL_RANK": rank, HEARTBEAT: heartbeats[rank]}
                 environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
                 self.ranks.append(subprocess.Popen(program, env=environment, start_new_session=True))
             if self.stopping is not None:  # it came while they were being started
                 self.forward(self.stopping, None)
-            return self.watch()
+            return self.watch(heartbeats)
         finally:
             self.end_all()
+            folder.cleanup()
 
-    def watch(self) -> tuple[str, int]:
-        """Wait until every rank has ended, or some time after the first that failed."""
+    def watch(self, heartbeats: list[Path]) -> tuple[str, int]:
+        """Wait until every rank has ended, or some time after the first that failed or shows no life."""
         deadline = None
+        # When each heartbeat was last seen to change, by our own clock, which does not jump; none before the first.
+        seen: dict[Path, tuple[int, float]] = {}
         while True:
+            for rank, path in enumerate(heartbeats):
+                changed = modified(path)
+                if changed is not None and (path not in seen or seen[path][0] != changed):
+                    seen[path] = changed, time.monotonic()
+                silent = path in seen and time.monotonic() - seen[path][1] > self.silence_seconds
+                if silent and self.ranks[rank].poll() is None:
+                    reason = f"rank {rank} has shown no life for {self.silence_seconds:g} s and was killed"
+                    return reason, RUN_ERROR_EXIT_CODE
             codes = [process.poll() for process in self.ranks]
             failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0)]
             if all(code is not None for code in codes) and not failed:
@@ -126,9 +161,30 @@ class Supervisor:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        for process in self.ranks:
-            process.wait()
+        deadline = time.monotonic() + KILL_SECONDS
+        stuck = []
+        for rank, process in enumerate(self.ranks):
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.stuck.append(process)
+                stuck.append(rank)
+                self.say(
+                    f"rank {rank} (process {process.pid}) was killed and does not go: a GPU, a driver or a file system "
+                    "holds it"
+                )
         self.ranks.clear()
+        if stuck and self.gpus:
+            self.leave_out(stuck)
+
+    def leave_out(self, ranks: list[int]) -> None:
+        """Do without the GPUs of these ranks from now on; raises RunError when there are no others."""
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.gpus)))
+        left = [name for rank, name in enumerate(names.split(",")) if rank not in ranks]
+        if not left:
+            raise RunError("no GPU is left that is not held; restart this machine and then the same command again")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(left)
+        self.say(f"going on with the GPUs {', '.join(left)}")
 
     def forward(self, number: int, _frame) -> None:
         """Hand a signal to every rank; they save, or end at once, as each signal asks."""
@@ -139,13 +195,10 @@ class Supervisor:
 
     def available_ranks(self) -> int:
         """As many ranks as asked for, but one per GPU that still answers where there are GPUs."""
-        gpus = 0
-        if os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # empty: none may be used, which needs no asking
-            counting = "import torch; print(torch.cuda.device_count())"
-            answer = subprocess.run([sys.executable, "-c", counting], capture_output=True, text=True, timeout=300)
-            gpus = int(answer.stdout.strip() or 0) if answer.returncode == 0 else 0
-        wanted = self.wanted_ranks or gpus or CPU_RANKS
-        return min(wanted, gpus) if gpus else wanted
+        # Empty: none may be used, which needs no asking.
+        self.gpus = count_gpus() if os.environ.get("CUDA_VISIBLE_DEVICES") != "" else 0
+        wanted = self.wanted_ranks or self.gpus or CPU_RANKS
+        return min(wanted, self.gpus) if self.gpus else wanted
 
     def last_step(self) -> int | None:
         """The newest step in metrics.jsonl; None before the first."""
@@ -165,7 +218,36 @@ class Supervisor:
         time.sleep(seconds)
 
     def say(self, message: str) -> None:
-        print(f"supervisor: {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a terminal that has been closed
+            print(f"supervisor: {message}", file=sys.stderr, flush=True)
+
+
+def count_gpus() -> int:
+    """GPUs that answer, asked in a process of its own; raises RunError when it does not end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=COUNT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and not waited for: what a driver holds does not go
+        raise RunError(
+            f"the GPUs of this machine did not answer within {COUNT_SECONDS:g} s: one of them, or the driver, hangs. "
+            "Look with nvidia-smi, leave it out by CUDA_VISIBLE_DEVICES or restart the machine, and start the same "
+            "command again: it continues from the newest checkpoint."
+        ) from None
+    return int(output.strip() or 0) if process.returncode == 0 else 0
+
+
+def modified(path: Path) -> int | None:
+    """When a file was last touched, in nanoseconds; None without one."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def describe(code: int) -> str:

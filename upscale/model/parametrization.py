@@ -98,11 +98,11 @@ def output_multiplier(model: ModelConfig, mup: MupConfig) -> float:
 
 def build(config: Config, device: torch.device | str = "cpu") -> Transformer:
     """The model of a resolved config, initialised from `run.seed` alone; on the meta device only its shapes."""
+    only_shapes = torch.device(device).type == "meta"
+    in_bfloat16 = not only_shapes and config.engine.in_bfloat16
     with torch.device(device):
-        model = Transformer(
-            config.model, output_multiplier(config.model, config.mup), config.engine.precision == "bf16"
-        )
-    if torch.device(device).type != "meta":
+        model = Transformer(config.model, output_multiplier(config.model, config.mup), in_bfloat16)
+    if not only_shapes:
         initialize(model, config)
     return model
 

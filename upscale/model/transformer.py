@@ -117,10 +117,13 @@ class Transformer(nn.Module):
         return [block.block if isinstance(block, ProgressiveBlock) else block for block in self.blocks[:active_blocks]]
 
     def compile_blocks(self) -> None:
-        """Compile the inside of each block; gates and the choice of blocks stay outside."""
+        """Compile the inside of each block; gates and the choice of blocks stay outside.
+
+        One graph a shape: with symbolic ones, a shorter input in evaluation would slow the training graph down.
+        """
         self.compiled = True
         for block in self.insides():
-            block.compile()
+            block.compile(dynamic=False)
 
 
 def row_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -46,14 +46,16 @@ class ScheduledAdamW:
             awake = group.wake_group <= awake_groups
             settings["lr"] = group.learning_rate * learning_rate_factor if awake else 0.0
             settings["weight_decay"] = group.weight_decay if awake else 0.0
-        steps: dict[int, list[torch.Tensor]] = {}
-        for index, tensor in self.held:
-            if state := self.adamw.state[tensor]:
-                steps.setdefault(self.groups[index].wake_group, []).append(state["step"])
-        for wake_group, tensors in steps.items():
-            # Two kernels where a fill of each tensor would be one per parameter.
-            torch._foreach_zero_(tensors)
-            torch._foreach_add_(tensors, float(self.steps_taken[wake_group]))
+        steps = [
+            (state["step"], float(self.steps_taken[self.groups[index].wake_group]))
+            for index, tensor in self.held
+            if (state := self.adamw.state[tensor])
+        ]
+        if steps:
+            # A few kernels where a fill of each tensor would be one per parameter.
+            counters, values = map(list, zip(*steps, strict=True))
+            torch._foreach_zero_(counters)
+            torch._foreach_add_(counters, values)
 
     def count(self, awake_groups: int) -> None:
         """Count an applied step."""

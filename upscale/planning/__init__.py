@@ -6,6 +6,6 @@ with the parameters and floating-point operations of `upscale.model.costs`. `ups
 
 from upscale.machine.gpus import peak_flops
 from upscale.model.costs import flops_per_token, parameters, run_flops
-from upscale.planning.memory import micro_batch
+from upscale.planning.memory import inference_batch, micro_batch
 
-__all__ = ["flops_per_token", "micro_batch", "parameters", "peak_flops", "run_flops"]
+__all__ = ["flops_per_token", "inference_batch", "micro_batch", "parameters", "peak_flops", "run_flops"]

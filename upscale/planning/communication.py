@@ -72,7 +72,7 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     shards = shard_ranks(config, ranks)
     within = total * (shards - 1) / shards
     gathers = 2 * passes if config.engine.reshard else 1
-    sent = within * (gathers * (2 if config.engine.precision == "bf16" else 4) + 4)
+    sent = within * (gathers * (2 if config.engine.in_bfloat16 else 4) + 4)
     seconds = cluster.ring_seconds(sent, shards)
     replicas = ranks // shards
     between = 2 * 4.0 * total / shards * (replicas - 1) / replicas

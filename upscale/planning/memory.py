@@ -26,6 +26,9 @@ LIVE_PARAMETERS = 1_000_000_000
 PERSISTENT_PARAMETER = 100_000
 ALIGNMENT = 2
 
+PRODUCT_BYTES = {"bf16": 2, "fp32": 4}
+"""Of a number in a matrix product; `auto` is not among them, because it must be settled before bytes are counted."""
+
 
 def shard_ranks(config: Config, ranks: int) -> int:
     """Ranks that divide one copy of the sharded states among them."""
@@ -52,7 +55,7 @@ def _shapes(model: ModelConfig) -> torch.nn.Module:
 def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]:
     shapes = [parameter.shape for parameter in model.parameters()]
     held = 4 * sum(math.ceil(shape[0] / shards) * math.prod(shape[1:]) for shape in shapes)
-    gathered = 2 if config.engine.precision == "bf16" else 4
+    gathered = 2 if config.engine.in_bfloat16 else 4
     block = max(sum(parameter.numel() for parameter in part.parameters()) for part in model.blocks)
     total = parameters(config.model)
     root = total - sum(parameter.numel() for part in model.blocks for parameter in part.parameters())
@@ -109,7 +112,7 @@ def block_activation_bytes(model: ModelConfig, rows: int, precision: str) -> flo
     4 bytes.
     """
     w, positions = model.width, rows * model.context
-    if precision == "bf16":
+    if PRODUCT_BYTES[precision] == 2:
         return positions * (36 * w + 4 * model.heads + 16) + 24 * w * w
     return positions * (56 * w + 4 * model.heads + 16)
 
@@ -117,7 +120,7 @@ def block_activation_bytes(model: ModelConfig, rows: int, precision: str) -> flo
 def kept_activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
     """What one block keeps until its backward pass under activation checkpointing: its float32 input and, selective,
     the results of its matrix products (9 w numbers a position), attention's (w) and its log-sum-exp."""
-    number = 2 if precision == "bf16" else 4
+    number = PRODUCT_BYTES[precision]
     products = 10 * number * model.width + 4 * model.heads if model.checkpointing == "selective" else 0
     return rows * model.context * (4 * model.width + products)
 
@@ -153,3 +156,30 @@ def micro_batch(config: Config, device: torch.device, largest: int, ranks: int) 
     free, _ = torch.cuda.mem_get_info(device)
     # The engine already holds part of the states that the estimate counts.
     return max(1, min(largest_micro_batch(config, ranks, free + torch.cuda.memory_allocated(device)), largest))
+
+
+def largest_inference_batch(config: Config, free_bytes: float) -> int:
+    """Rows that a forward pass without gradients has room for in `free_bytes` beside the weights; 0 for none.
+
+    One block's tensors at a time: never more than it would save for a backward pass, its input and its output.
+    """
+    width, positions = config.model.width, config.model.context
+
+    def taken(rows: int) -> float:
+        block = block_activation_bytes(config.model, rows, config.engine.precision)
+        return block + rows * positions * 8 * width
+
+    room, one, two = free_bytes * USABLE_MEMORY, taken(1), taken(2)
+    return 0 if one > room else 1 + int((room - one) // (two - one))
+
+
+def inference_batch(config: Config, device: torch.device, largest: int) -> int:
+    """Rows a forward pass without gradients, when the weights are on the device and nothing else: as configured, or
+    what fits, at most `largest`."""
+    if config.engine.micro_batch != AUTO:
+        return min(config.engine.micro_batch, largest)
+    if device.type == "cpu":
+        return min(CPU_MICRO_BATCH, largest)
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, min(largest_inference_batch(config, free + unused), largest))

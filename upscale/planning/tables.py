@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upscale import schedule
+from upscale.console.text import aligned_table, duration, size
 from upscale.model.costs import flops_per_token, parameters, run_flops
 from upscale.planning.estimate import Estimate
 from upscale.planning.memory import USABLE_MEMORY, activation_bytes
@@ -55,8 +56,8 @@ def details(one: Estimate) -> str:
         "model": f"width {model.width}, {model.depth} blocks, {parameters(model):,} parameters",
         "work": f"{flops * model.context:.3g} FLOP an instance, {run_flops(config):.3g} for "
         f"{config.schedule.instances:,} instances",
-        "as written": f"{engine_name(one)}, checkpointing {model.checkpointing}, {one.cluster.ranks} GPUs, "
-        f"batch {one.global_batch}",
+        "as written": f"{engine_name(one)}, {config.engine.precision}, checkpointing {model.checkpointing}, "
+        f"{one.cluster.ranks} GPUs, batch {one.global_batch}",
         "states": f"{size(sum(one.states.values()))} a GPU: {states}",
         "activations": f"micro-batches (rows): {by_rows}, checkpointing {model.checkpointing}",
         "checkpoint": f"{size(one.checkpoint_bytes)}, about {one.checkpoint_seconds:.1f} s to write at 1 GB/s a rank",
@@ -97,7 +98,7 @@ def comparison(estimates: Sequence[Estimate]) -> str:
             )
         else:
             body.append((name, stored, "-", f"{one.rank_bytes / 1e9:.1f}", "-", "-", "-", "does not fit"))
-    return _aligned([header, *body])
+    return aligned_table(header, body, words=len(header))
 
 
 def advice(written: Estimate, estimates: Sequence[Estimate]) -> str:
@@ -166,21 +167,4 @@ def scaling(found: Sequence[tuple[str, int, Estimate]]) -> str:
                 duration(one.run_seconds),
             )
         )
-    return _aligned([header, *body])
-
-
-def size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return aligned_table(header, body, words=len(header))

@@ -17,11 +17,20 @@ def words(out: torch.Tensor, key: tuple[int, int], purpose: int, rounds: torch.T
     """
     blocks = out.shape[1]
     _words[(len(rounds), triton.cdiv(blocks, COUNTERS))](
-        out, rounds, lanes, blocks, *key, int(purpose), SHIFT=8 if out.dtype == torch.float32 else 0, COUNTERS=COUNTERS
+        out,
+        rounds,
+        lanes,
+        blocks,
+        *key,
+        int(purpose),
+        SHIFT=8 if out.dtype == torch.float32 else 0,
+        COUNTERS=COUNTERS,
+        enable_fp_fusion=False,
     )
 
 
-@triton.jit
+# Not specialised: Triton would make a constant of an argument that equals 1, and compile again for multiples of 16.
+@triton.jit(do_not_specialize=["blocks", "key_low", "key_high", "purpose"])
 def _words(out, rounds, lanes, blocks, key_low, key_high, purpose, SHIFT: tl.constexpr, COUNTERS: tl.constexpr):
     pair = tl.program_id(0)
     block = tl.program_id(1) * COUNTERS + tl.arange(0, COUNTERS)

@@ -9,6 +9,7 @@ from html import escape
 
 import numpy
 
+from upscale.console.text import duration
 from upscale.report import comparison
 from upscale.report.canvas import colour_of, smoothing_window
 from upscale.report.figures import Picture, tasks_of
@@ -132,7 +133,7 @@ def _runs_table(runs: Sequence[Run]) -> str:
             _cell(" → ".join(map(str, run.world_sizes)) or _UNKNOWN),
             _cell(*_final_loss(run)),
             _cell(f"{verdicts.count('beats')} of {compared}" if compared else _UNKNOWN),
-            _cell(f"{run.seconds:,.0f}" if run.seconds else _UNKNOWN, _duration(run.seconds)),
+            _cell(f"{run.seconds:,.0f}" if run.seconds else _UNKNOWN, _from_a_minute_on(run.seconds)),
             _cell(_memory(run)),
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -253,10 +254,8 @@ def _path(run: Run) -> str:
 def _definition(task: str) -> str:
     """What the task consists of, in the evaluation's own words; empty for a task of another version."""
     from upscale.evaluation.tasks import TASKS
-    from upscale.evaluation.texts import TEXTS
 
-    known = TASKS.get(task) or TEXTS.get(task)
-    return known.definition if known else ""
+    return TASKS[task].definition if task in TASKS else ""
 
 
 def _setting(run: Run, section: str, key: str) -> str:
@@ -338,11 +337,5 @@ def _count(number: float) -> str:
     return _UNKNOWN if math.isnan(number) else f"{number:,.0f}"
 
 
-def _duration(seconds: float) -> str:
-    """Hours and minutes beside the seconds, from a minute on."""
-    if seconds < 60:
-        return ""
-    minutes = round(seconds / 60)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    parts = [f"{number} {unit}" for number, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if number]
-    return " ".join(parts[:2])
+def _from_a_minute_on(seconds: float) -> str:
+    return duration(seconds) if seconds >= 60 else ""

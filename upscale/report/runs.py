@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import yaml
 
-from upscale.files import read_json_lines
+from upscale.files import parse_yaml, read_json_lines
 
 TaskKey = tuple[str, str]
 """A task and its split: ("dyck", "validation")."""
@@ -165,7 +165,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         return {}, ""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
-        config = yaml.safe_load(text)
+        config = parse_yaml(text)
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from upscale.console.text import aligned_table
 from upscale.errors import UserError
 from upscale.files import write_atomically
 from upscale.row_statistics.measures import Measures, measure
@@ -46,9 +47,7 @@ def write(things: Mapping[str, np.ndarray], to: Path | None) -> str:
 def table(found: Mapping[str, Measures]) -> str:
     """A line a thing; what the columns mean is said below them."""
     head = ["", *(title for title, _ in COLUMNS)]
-    lines = [head, *([name, *(cell(each) for _, cell in COLUMNS)] for name, each in found.items())]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    lines = aligned_table(head, [[name, *(cell(each) for _, cell in COLUMNS)] for name, each in found.items()])
     some = next(iter(found.values()))
     notes = (
         f"\n{some.rows} rows of {some.length} tokens. gzip: compressed share of a row's bytes. distinct: tokens in a"
@@ -57,7 +56,7 @@ def table(found: Mapping[str, Measures]) -> str:
         "\nup to a token that stood in the row before, mean and longest. Markov: bits per token of the best in-context"
         "\nMarkov model, and its order."
     )
-    return "\n".join([*text, notes])
+    return f"{lines}\n{notes}"
 
 
 def picture(found: Mapping[str, Measures]) -> bytes:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from upscale.config import files as config_files
 from upscale.data import lanes
 from upscale.errors import UserError
 from upscale.evaluation import suite
+from upscale.machine import accelerator
 
 ROWS = 256
 LENGTH = 513
@@ -48,7 +48,7 @@ def gather(names: Sequence[str], overrides: Sequence[str], *, rounds: int) -> di
 
 def _of_config(path: str, overrides: Sequence[str], rounds: int) -> np.ndarray:
     config = config_files.load(Path(path), list(overrides)).resolved()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = accelerator.device_type()
     made = lanes.from_config(config, range(_LANES), device)
     for _ in range(rounds - 1):
         made.draw(1)

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from upscale import schedule
-from upscale.checkpoint import manifest, run_directory, warm_start
+from upscale.checkpoint import layout, manifest, run_directory, warm_start
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
-from upscale.corpora import index
+from upscale.corpora.shards import index
 from upscale.data import training_rows
 from upscale.errors import UserError
-from upscale.evaluation import suite
-from upscale.evaluation.texts import TEXTS, load_text
+from upscale.evaluation import overlap, suite
+from upscale.evaluation.tasks import TEXTS
+from upscale.files import reads_as_itself
 from upscale.study.schema import Metric, Step, Study, failure
 
 # The study decides these, so that members fit together.
@@ -61,18 +60,24 @@ class Member:
     def tokens(self) -> int:
         return self.instances * self.config.model.context
 
-    def seen(self) -> int:
-        """Instances of its newest complete checkpoint; 0 without one."""
-        folder = self.directory / run_directory.CHECKPOINTS
+    def counters(self) -> dict:
+        """Those of its newest complete checkpoint; empty without one."""
+        folder = self.directory / layout.CHECKPOINTS
         for step in reversed(manifest.steps(folder)):
             try:
-                return manifest.read(manifest.step_folder(folder, step))["counters"]["instances"]
+                return manifest.read(manifest.step_folder(folder, step))["counters"]
             except manifest.InvalidCheckpoint:
                 continue
-        return 0
+        return {}
+
+    def seen(self) -> int:
+        """Instances of its newest complete checkpoint; 0 without one."""
+        return self.counters().get("instances", 0)
 
     def finished(self) -> bool:
-        return self.seen() >= self.instances
+        """Whether it has trained to its end and measured what it ended with."""
+        counters = self.counters()
+        return counters.get("instances", 0) >= self.instances and not counters.get("evaluation_owed")
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,11 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: list[str], fol
 
 def _typed(settings: dict) -> list[str]:
     """`section.key=value` words; JSON is YAML, and quotes are left out where the text needs none."""
-    plain = {key: isinstance(value, str) and yaml.safe_load(value) == value for key, value in settings.items()}
-    return [f"{key}={value if plain[key] else json.dumps(value, default=str)}" for key, value in settings.items()]
+    plain = {key: isinstance(value, str) and reads_as_itself(value) for key, value in settings.items()}
+    return [
+        f"{key}={value if plain[key] else json.dumps(value, default=str, ensure_ascii=False)}"
+        for key, value in settings.items()
+    ]
 
 
 def _problems_of_settings(study: Study, overrides: list[str]) -> Iterator[str]:
@@ -209,7 +217,7 @@ def _problems_of_files(config: Config, metrics: list[Metric]) -> Iterator[str]:
             for source in config.data.sources:  # a source that cannot write, such as an NCA with an impossible band
                 source.build(config.model.vocabulary)
         names = suite.check_names(config.evaluation.tasks) if config.evaluation.every else []
-        texts = {name: load_text(name, config.evaluation.data_dir) for name in names if name in TEXTS}
+        texts = {name: TEXTS[name].load(data_dir=config.evaluation.data_dir) for name in names if name in TEXTS}
     except UserError as error:
         yield str(error)
         return
@@ -234,16 +242,16 @@ def _problems_of_held_out_texts(plan: Plan, configs: dict[str, Config]) -> Itera
     for metric in plan.study.compare:
         if metric.task not in TEXTS:
             continue
-        text = load_text(metric.task, configs[metric.stage].evaluation.data_dir)
+        text = TEXTS[metric.task].load(data_dir=configs[metric.stage].evaluation.data_dir)
         earlier = [m.stage for arm in plan.arms_with(metric.stage) for m in plan.chain_before(arm, metric.stage)]
         for stage in dict.fromkeys([metric.stage, *earlier]):
-            for warning in training_rows.overlaps(configs[stage], [text]):
+            for warning in overlap.overlaps(configs[stage], [text]):
                 yield f"stage {stage}: {warning.removeprefix('WARNING: ')}"
 
 
 def _changes(member: Member) -> Iterator[str]:
     """A member that has begun with other settings: its results would be of neither."""
-    saved = member.directory / run_directory.CONFIG
+    saved = member.directory / layout.CONFIG
     if not saved.is_file() or not member.seen():
         return
     old = config_files.as_tree(run_directory.read_config(member.directory).resolved())

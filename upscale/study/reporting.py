@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from upscale.config import files as config_files
+from upscale.console.text import aligned_table
 from upscale.errors import UserError
 from upscale.files import write_atomically
 from upscale.report.runs import Run, read_runs, value
@@ -48,7 +49,7 @@ def write(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> str:
         write_atomically(page, (markdown(plan, results, words) + _reading(page)).encode())
     except OSError as error:
         raise UserError(f"the results cannot be written to {plan.to}: {error.strerror or error}; choose --to") from None
-    tables = "\n\n".join(f"{heading(result)}\n{aligned(rows(plan, result))}" for result in results)
+    tables = "\n\n".join(f"{heading(result)}\n{aligned_table(HEADS, rows(plan, result)[1:])}" for result in results)
     return f"{tables}\n\n{NOTE}\nwritten: {stem}.md, .json, .png"
 
 
@@ -87,13 +88,6 @@ def rows(plan: Plan, result: Result) -> list[list[str]]:
         cells = [arm, f"{len(found)} of {len(plan.study.seeds)}", f"{before:,}", spread["final"].words(".3f")]
         lines.append((-spread["gain"].mean, [*cells, *compared, *reached]))
     return [list(HEADS), *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
-
-
-def aligned(table: list[list[str]]) -> str:
-    widths = [max(len(line[column]) for line in table) for column in range(len(HEADS))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in table
-    )
 
 
 def markdown(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> str:

@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from upscale.console.text import duration
 from upscale.errors import INTERRUPTED_EXIT_CODE, RUN_ERROR_EXIT_CODE, STOPPED_EXIT_CODE
 from upscale.files import read_json_lines
 from upscale.study.plan import Member
-from upscale.training.logger import duration
 
 CONSOLE = "console.txt"
 """In a member's run directory: everything its processes printed."""

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BeforeValidator, Field, model_validator
 
-from upscale.config.files import read_yaml
 from upscale.config.finetuning import Part
 from upscale.errors import UserError
+from upscale.files import read_yaml
 from upscale.settings import AUTO, CountOrZero, Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,14 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from upscale.config import Config
 from upscale.config.files import as_tree
+from upscale.console.text import duration
 from upscale.files import read_json_lines, write_atomically
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 for 3723 seconds, 2d 1:02:03 with days."""
-    days, rest = divmod(int(seconds), 86400)
-    clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days}d {clock}" if days else clock
 
 
 class _Console(Console):
@@ -90,10 +85,14 @@ class Tracker:
     def _forget_after(self, step: int) -> None:
         """Drop records of steps that a crash undid, so that each step stands in a file once."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            path = self.directory / name
-            if path.exists():
-                kept = [record for record in read_json_lines(path) if record["step"] <= step]
-                write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            self._keep(name, lambda record: record["step"] <= step)
+
+    def _keep(self, name: str, wanted: Callable[[dict], bool]) -> None:
+        """Leave only the wanted records in a file."""
+        path = self.directory / name
+        if path.exists():
+            kept = [record for record in read_json_lines(path) if wanted(record)]
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def _start_wandb(self, run_id: str):
         import wandb
@@ -127,9 +126,11 @@ class Tracker:
             self.wandb.log({key: value for key, value in record.items() if value is not None}, step=record["step"])
 
     def evaluations(self, records: list[dict]) -> None:
-        """The records of one evaluation."""
+        """The records of one evaluation, which take the place of what an interrupted one wrote of the same step."""
         if not self.is_main:
             return
+        new = {(record["step"], record["task"], record["split"]) for record in records}
+        self._keep("evaluations.jsonl", lambda old: (old["step"], old["task"], old["split"]) not in new)
         for record in records:
             self._append("evaluations.jsonl", record)
             if self.wandb and record["bits_per_character"] is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from upscale import engines, schedule
+from upscale import engines, planning, schedule
 from upscale.config import AUTO, Config
 from upscale.distributed.world import World
 from upscale.model import parametrization
@@ -37,15 +37,62 @@ def most_rows(config: Config, ranks: int, batch: int | None = None) -> int:
     return batch // config.data.lanes * math.ceil(config.data.lanes / ranks)
 
 
+def micro_batch(config: Config, world: World) -> int:
+    """Rows a pass, the same on every rank: the least that one of them has room for.
+
+    How many passes a step takes follows from it, and every pass of a sharded model is full of collectives.
+    """
+    room = planning.micro_batch(config, world.device, most_rows(config, world.size), world.size)
+    return int(world.minimum(room))
+
+
+MOST_COMPILED_SIZES = 4
+"""Graphs for training; evaluation adds one, and torch gives up on a block after eight."""
+NEGLIGIBLE_PADDING = 0.03
+
+
+def compiled_sizes(config: Config, ranks: int, micro_batch: int) -> tuple[int, ...]:
+    """The few sizes of micro-batch to compile, ascending: padding to them costs little over the whole schedule.
+
+    Starts with the size that fits every batch and adds, one by one, what saves most arithmetic: until padding is below
+    NEGLIGIBLE_PADDING of it, or MOST_COMPILED_SIZES are chosen. The same on every rank.
+    """
+    work: dict[tuple[int, int], float] = {}  # floating-point operations a row, by (passes, rows a pass without padding)
+    seen = 0
+    while seen < config.schedule.instances:
+        batch = schedule.batch_size(seen, config.schedule, config.data.lanes)
+        active = schedule.active_blocks(seen, config.schedule, config.model)
+        key = split(most_rows(config, ranks, batch), micro_batch)
+        work[key] = work.get(key, 0.0) + planning.flops_per_token(config.model, active)
+        seen += batch
+    needed = sorted({size for _, size in work})
+
+    def cost(sizes: list[int]) -> float:
+        return sum(flops * count * min(s for s in sizes if s >= size) for (count, size), flops in work.items())
+
+    chosen, least = needed[-1:], cost(needed)
+    while len(chosen) < MOST_COMPILED_SIZES and cost(chosen) > (1 + NEGLIGIBLE_PADDING) * least:
+        chosen.append(min(set(needed) - set(chosen), key=lambda size: cost([*chosen, size])))
+    return tuple(sorted(chosen))
+
+
+def split(rows: int, micro_batch: int) -> tuple[int, int]:
+    """The number of passes for so many rows of a rank, and the rows of each."""
+    count = math.ceil(rows / micro_batch)
+    return count, math.ceil(rows / count)
+
+
 class Passes:
     """Sums the gradient of a global batch over micro-batches of at most `micro_batch` rows on each rank.
 
-    `first_lane` is the first of this rank's lanes, which places its rows in the global batch.
+    `first_lane` is the first of this rank's lanes, which places its rows in the global batch. `sizes` are those of
+    compiled micro-batches, ascending; an eager one has as many rows as it needs.
     """
 
     def __init__(self, config: Config, world: World, engine: engines.Engine, first_lane: int, micro_batch: int):
         self.config, self.world, self.engine, self.first_lane = config, world, engine, first_lane
-        self.micro_batch, self.compiled = micro_batch, compiled(config, world.device)
+        self.micro_batch = micro_batch
+        self.sizes = compiled_sizes(config, world.size, micro_batch) if compiled(config, world.device) else ()
 
     def backpropagate(
         self,
@@ -60,9 +107,8 @@ class Passes:
         Every rank passes equally many micro-batches of one shape; what it lacks is filled with rows of weight zero.
         `is_spike` judges that share once it is known, before the last backward pass.
         """
-        most = most_rows(self.config, self.world.size, batch)
-        size = self.micro_batch if self.compiled else min(self.micro_batch, most)
-        count = math.ceil(most / size)
+        count, size = split(most_rows(self.config, self.world.size, batch), self.micro_batch)
+        size = min((compiled for compiled in self.sizes if compiled >= size), default=size)
         weights = torch.zeros(count * size, device=rows.device)
         skipped = self.config.data.first_target - 1  # predictions whose targets carry no loss
         weights[: len(rows)] = 1 / (batch * (self.config.model.context - skipped))

@@ -15,7 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from upscale.checkpoint import manifest, run_directory
+from upscale.checkpoint import layout, manifest
 from upscale.console import command
 from upscale.files import read_json_lines
 
@@ -59,7 +59,7 @@ def due(run: Path) -> list[int]:
     The end of the schedule is not among them: the last checkpoint has its own place in the study.
     """
     done = {record.get("step") for record in records(run)}
-    folder, found = run / run_directory.CHECKPOINTS, []
+    folder, found = run / layout.CHECKPOINTS, []
     for step in manifest.steps(folder):
         try:
             content = manifest.read(manifest.step_folder(folder, step))

@@ -1,4 +1,4 @@
-"""What the scripts in slurm/ ask Python, without torch: `python -m upscale.launch.slurm.questions QUESTION ...`.
+"""What the scripts in slurm/ ask Python: `python -m upscale.launch.slurm.questions QUESTION ...`.
 
 directory --config F [overrides]   the run directory of a training command, whose config is checked
 begin     --config F [overrides]   makes it and writes its config.yaml, unless the run has begun already
@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from upscale.checkpoint import run_directory
+from upscale.checkpoint import layout, run_directory
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.console import command
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def begin(config: Config) -> None:
-    path = Path(config.run.dir) / run_directory.CONFIG
+    path = Path(config.run.dir) / layout.CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         config_files.write(config, path)

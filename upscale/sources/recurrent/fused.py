@@ -6,6 +6,10 @@ product is summed in the order of its inner index, in IEEE arithmetic (no TF32):
 lanes and rows that share the launch nor on the row's place in its tile. `upscale.sources.recurrent` defines what is
 computed; sums are ordered differently here than there, so in float32 the two part where two tokens nearly tie.
 
+Products and sums outside of matrix products are rounded one by one (`enable_fp_fusion=False`): Triton's default differs
+between versions, and with it rows would. The matrix products are fused multiply-adds either way, so this costs nothing:
+12 of 1036 of them become two instructions each.
+
 Widths are filled up with zeros to powers of two (a hidden unit without weights stays 0), and the vocabulary with tokens
 of probability 0. The hidden state lies in memory, in two copies of which one is read and one is written, since each
 column of the product reads all of it; it never leaves the cache. The uniform numbers of the draws are made beforehand
@@ -88,6 +92,7 @@ def write(
         UNITS=UNITS,
         DEPTH=DEPTH,
         num_warps=8,
+        enable_fp_fusion=False,
     )
     return tokens[:, :rows]
 
@@ -125,6 +130,7 @@ def _tables(program: Program, by_gate, biases: torch.Tensor, inner: int, tokens_
         ROWS=ROWS,
         UNITS=UNITS,
         DEPTH=16,
+        enable_fp_fusion=False,
     )
     return tables
 

@@ -1,0 +1,67 @@
+"""`upscale evaluate`: a run's checkpoint on tasks and texts, beside baselines and optimum."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from upscale.checkpoint import run_directory
+from upscale.console import command
+from upscale.distributed.world import World
+from upscale.evaluation import standalone, suite
+from upscale.evaluation.table import table
+from upscale.evaluation.tasks import HELD_OUT_SPLITS
+from upscale.training import precision
+
+
+def main(arguments: list[str]) -> int:
+    parser = command.parser("evaluate", "Measure a run's checkpoint on tasks and texts, beside baselines and optimum.")
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that training wrote")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="tasks and texts; default: those of the run's config"
+    )
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="step to measure; default: the newest valid one")
+    parser.add_argument(
+        "--slices", type=int, metavar="N", help="slices per task; default: evaluation.slices of the run"
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder with full texts or prepared corpora; default: that of the run's config",
+    )
+    parser.add_argument(
+        "--split", choices=HELD_OUT_SPLITS, default="validation", help="split of prepared corpora; default: validation"
+    )
+    options = parser.parse_args(arguments)
+    config = run_directory.read_config(options.run)
+    names = options.tasks or config.evaluation.tasks
+    datasets = suite.datasets(
+        "all" if names == ["all"] else names,
+        data_dir=options.data_dir or config.evaluation.data_dir,
+        split=options.split,
+    )
+    world = World.join()
+    chosen = precision.settle(config, world)
+    if world.is_main:
+        print(*chosen.notes, sep="\n", end="\n" if chosen.notes else "", file=sys.stderr)
+
+    def progress(done: int, total: int, label: str) -> None:
+        if world.is_main and sys.stderr.isatty():
+            print(f"\r\x1b[K{done}/{total} {label}", end="", file=sys.stderr, flush=True)
+
+    records = standalone.measure(
+        options.run,
+        chosen.config,
+        datasets,
+        step=options.checkpoint,
+        slices=options.slices or config.evaluation.slices,
+        world=world,
+        progress=progress,
+    )
+    if world.is_main:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr)
+        print(f"{options.run} at step {records[0]['step']:,}, {records[0]['instances']:,} instances\n{table(records)}")
+        print(f"appended to {options.run / 'evaluations.jsonl'}")
+    command.finish_together(world)
+    return 0

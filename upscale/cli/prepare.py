@@ -1,0 +1,102 @@
+"""`upscale prepare`: one corpus from what a user has, or from its public address, to shards and an index."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from pydantic.fields import FieldInfo
+
+from upscale.console import command
+from upscale.corpora.prepare import Request, prepare
+from upscale.corpora.recipes import RECIPES
+from upscale.corpora.shards.index import Index
+from upscale.corpora.work import parallel
+from upscale.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    own = own_options()
+    given = _parser(own).parse_args(arguments)
+    asked = {option: value for option in own if (value := getattr(given, option)) is not None}
+    for option, value in asked.items():
+        corpora = [name for name, field in own[option].items() if value in get_args(field.annotation)]
+        if given.corpus not in corpora:
+            raise UserError(f"--{option} {value} is for {' and '.join(corpora)} only, not for {given.corpus}")
+    if given.processes < 1:
+        raise UserError(f"--processes {given.processes}: allowed: 1 or more")
+    if given.bytes is not None:
+        asked["take"] = None if given.bytes == "all" else given.bytes
+    request = Request(
+        recipe=RECIPES[given.corpus](**asked),
+        to=given.to,
+        source=given.source,
+        processes=given.processes,
+        checksum=not given.no_checksum,
+    )
+    print(_summary(request.to, prepare(request)))
+    return 0
+
+
+def own_options() -> dict[str, dict[str, FieldInfo]]:
+    """The options that only some corpora have: by option and corpus, the field of its recipe."""
+    found: dict[str, dict[str, FieldInfo]] = {}
+    for name, recipe in RECIPES.items():
+        for option, field in recipe.own_options().items():
+            found.setdefault(option, {})[name] = field
+    return found
+
+
+def _parser(own: dict[str, dict[str, FieldInfo]]) -> argparse.ArgumentParser:
+    parser = command.parser("prepare", "Turn a text into a corpus: webdataset shards of three splits, and an index.")
+    parser.add_argument(
+        "corpus", choices=RECIPES, help="; ".join(f"{name}: {recipe.definition}" for name, recipe in RECIPES.items())
+    )
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to write, new or empty")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE|DIR|ARCHIVE|URL",
+        help="; ".join(f"{name}: {recipe.accepts}; default {recipe.address}" for name, recipe in RECIPES.items()),
+    )
+    defaults = {name: take for name, recipe in RECIPES.items() if (take := recipe.model_fields["take"].default)}
+    parser.add_argument(
+        "--bytes",
+        type=_bytes,
+        metavar="N",
+        help="take the first N bytes of text (25e6), or `all`; default: "
+        + ", ".join(["all", *(f"{name} {take / 1e6:g}e6" for name, take in defaults.items())]),
+    )
+    for option, fields in own.items():
+        parser.add_argument(
+            f"--{option}",
+            choices=tuple(dict.fromkeys(word for field in fields.values() for word in get_args(field.annotation))),
+            help="; ".join(f"{name}: {field.description}" for name, field in fields.items()),
+        )
+    parser.add_argument(
+        "--processes", type=int, default=parallel.usable_processes(), metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--no-checksum", action="store_true", help="accept another content under a known name or address"
+    )
+    return parser
+
+
+def _bytes(text: str) -> int | str:
+    if text == "all":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < 1 << 63 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of bytes, such as 25e6, or `all`")
+    return int(number)
+
+
+def _summary(folder: Path, written: Index) -> str:
+    sizes = {split: written.split_bytes(split) for split in written.splits}
+    lines = [f"{folder}: {written.corpus}, {sum(sizes.values()):,} bytes from {written.provenance['input']}"]
+    lines += [f"  {split:11}{size:>16,} bytes {len(written.splits[split]):>6} shards" for split, size in sizes.items()]
+    return "\n".join([*lines, f"  licence: {written.licence}"])

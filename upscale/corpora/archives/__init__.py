@@ -1,0 +1,1 @@
+"""What users have: folders, archives and packed files, read as streams."""

@@ -1,0 +1,125 @@
+"""The form of a prepared corpus on disk: tar shards of numbered pieces, and an index.json that describes all of them.
+
+A split is one string of bytes. It is cut into pieces of `piece_bytes`, and every `shard_pieces` pieces are one tar
+shard, each piece a webdataset sample `train-00000000.bin`. Since all headers are one tar block of 512 bytes and all
+pieces but a split's last are equally long, the place of any byte in its shard is arithmetic, and a shard can be mapped
+into memory as it is: nothing is unpacked. The index is written last, so a folder without one was never completed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from upscale.errors import UserError
+from upscale.files import write_atomically
+
+FORMAT = "upscale-corpus-1"
+INDEX = "index.json"
+WORK = ".prepare"
+"""Folder inside a corpus in which `upscale prepare` works; it is gone when the corpus is complete."""
+
+SPLITS = ("train", "validation", "test")
+BLOCK = 512
+"""Bytes of a tar block, to which members are padded, and of the one header of each member."""
+PIECE_BYTES = 64 * 1024
+SHARD_PIECES = 256
+HASHING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name in the folder, its size and SHA-256, and how many bytes of text are in it."""
+
+    file: str
+    bytes: int
+    text_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json says."""
+
+    corpus: str
+    """The name of its recipe."""
+    piece_bytes: int
+    shard_pieces: int
+    splits: dict[str, list[Shard]]
+    """The shards of each split, in order."""
+    options: dict
+    """What was asked of `upscale prepare` that changes the text."""
+    licence: str
+    provenance: dict
+    """What the text was made from."""
+
+    def split_bytes(self, split: str) -> int:
+        return sum(shard.text_bytes for shard in self.splits[split])
+
+    def write(self, folder: Path) -> None:
+        """Raises OSError and then leaves no index."""
+        content = {"format": FORMAT, **asdict(self)}
+        content["bytes"] = {split: self.split_bytes(split) for split in self.splits}
+        text = json.dumps({**content, "checksum": _checksum(content)}, indent=1) + "\n"
+        write_atomically(folder / INDEX, text.encode())
+
+
+def _checksum(content: dict) -> str:
+    plain = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read(folder: Path) -> Index:
+    """The index of a prepared corpus; raises UserError when it is missing, damaged or of another format."""
+    file = folder / INDEX
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        state = "its `upscale prepare` has not finished" if (folder / WORK).is_dir() else f"it has no {INDEX}"
+        state = state if folder.exists() else "there is no such folder"
+        raise UserError(f"{folder} is not a prepared corpus: {state}. Make one with `upscale prepare`.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}. Prepare the corpus again.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{file} is not of the format {FORMAT}. Prepare the corpus again.")
+    if content.get("checksum") != _checksum(content):
+        raise UserError(f"{file} is damaged: its checksum does not match. Prepare the corpus again.")
+    fields = {name: content[name] for name in Index.__dataclass_fields__}
+    fields["splits"] = {name: [Shard(**shard) for shard in shards] for name, shards in fields["splits"].items()}
+    return Index(**fields)
+
+
+def problems(folder: Path, shards: list[Shard], *, hashes: bool) -> list[str]:
+    """What is wrong with these shards, one message each: missing, unreadable, of another size, or (`hashes`) altered.
+
+    Hashing reads every byte, on a few threads, about a second for each gigabyte; it also brings the shards into the
+    page cache in the order in which disks are fast.
+    """
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        found = threads.map(lambda shard: _problem(folder / shard.file, shard, hashes), shards)
+        return [problem for problem in found if problem]
+
+
+def _problem(path: Path, shard: Shard, hashes: bool) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"{path} has {size} bytes instead of {shard.bytes}"
+        if hashes and file_sha256(path) != shard.sha256:
+            return f"{path} was altered: its SHA-256 does not match"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

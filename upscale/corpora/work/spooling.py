@@ -1,0 +1,157 @@
+"""Bringing a text onto disk once, unpacked, for shards to be cut from it: in its own order, or of sorted files.
+
+Files come in an archive's order but stand in the text in sorted order, so the spool keeps where each stretch lies and
+the text is read from it out of order. Peak memory is one batch of stretches a process, and the list of places.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from upscale.corpora.archives.inputs import Entry
+from upscale.corpora.work import parallel
+from upscale.errors import UserError
+
+STRETCH_BYTES = 1 << 20
+BATCH_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass
+class Spool:
+    """A text as stretches of one file, in the text's order, which need not be the file's."""
+
+    file: Path
+    offsets: array
+    lengths: array
+
+    def __post_init__(self) -> None:
+        self._ends = array("q", accumulate(self.lengths))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, size: int) -> bytes:
+        """The text's bytes from `start` on, `size` of them or all that are left."""
+        parts, number = [], bisect_right(self._ends, start)
+        with open(self.file, "rb") as file:
+            while size > 0 and number < len(self._ends):
+                skipped = start - (self._ends[number] - self.lengths[number])
+                count = min(size, self.lengths[number] - skipped)
+                file.seek(self.offsets[number] + skipped)
+                parts.append(file.read(count))
+                start, size, number = start + count, size - count, number + 1
+        return b"".join(parts)
+
+
+def collapse(content: bytes) -> bytes:
+    """Every run of whitespace (space, tab, line feed, carriage return, vertical tab, form feed) as one space."""
+    words = content.split()
+    if not words:
+        return b" " if content else b""
+    return b" " * content[:1].isspace() + b" ".join(words) + b" " * content[-1:].isspace()
+
+
+def spool_chunks(chunks: Iterable[bytes], file: Path, take: int | None) -> Spool:
+    """A text in its own order, its first `take` bytes."""
+    size = 0
+    with open(file, "wb") as out:
+        for chunk in chunks:
+            size += out.write(chunk if take is None else chunk[: take - size])
+            if size == take:
+                break
+    return Spool(file, array("q", [0]), array("q", [size]))
+
+
+def spool_files(
+    entries: Iterator[Entry], file: Path, *, collapsed: bool, take: int | None, in_order: bool, processes: int
+) -> tuple[Spool, int]:
+    """The first `take` bytes of files joined in sorted order, and how many files they are of.
+
+    Sorted is: paths compared folder by folder, byte by byte, in no locale. With `collapsed` the runs of whitespace of
+    the joined text are collapsed, those that cross files too. Of two files of one name the later counts, as in
+    unpacking. Entries that come `in_order` are read only as far as needed.
+    """
+    places: dict[bytes, list[tuple[int, int, bool, bool]]] = {}
+    links: dict[bytes, bytes] = {}
+    count = 0
+    with open(file, "wb") as out, closing(entries):
+        changed = parallel.ordered_map(_Batch(collapse if collapsed else _same), _batches(entries, links), processes)
+        with closing(changed):
+            for batch in changed:
+                for name, first, content in batch:
+                    stretches = places.setdefault(name, [])
+                    if first:
+                        stretches.clear()
+                    stretches.append((out.tell(), len(content), content[:1] == b" ", content[-1:] == b" "))
+                    out.write(content)
+                count += len(batch)
+                if in_order and take is not None and out.tell() - count >= take:  # a space may go from each stretch
+                    break
+    for name, target in links.items():
+        if target not in places:
+            raise UserError(
+                f"{os.fsdecode(name)} is a hard link to {os.fsdecode(target)}, which is not among the files: unpack "
+                "the archive and pass the folder"
+            )
+        places[name] = places[target]
+    return _in_sorted_order(places, file, collapsed, take)
+
+
+def _in_sorted_order(
+    places: dict[bytes, list[tuple[int, int, bool, bool]]], file: Path, collapsed: bool, take: int | None
+) -> tuple[Spool, int]:
+    """The spool of (offset, length, begins with a space, ends with one) stretches by file, and its count of files."""
+    offsets, lengths, total, files, after_space = array("q"), array("q"), 0, 0, False
+    for name in sorted(places, key=lambda name: name.split(b"/")):
+        files += 1
+        for offset, length, begins_with_space, ends_with_space in places[name]:
+            double = int(collapsed and after_space and begins_with_space)
+            kept = length - double if take is None else min(length - double, take - total)
+            offsets.append(offset + double)
+            lengths.append(kept)
+            total += kept
+            after_space = ends_with_space if length else after_space
+        if total == take:
+            break
+    return Spool(file, offsets, lengths), files
+
+
+class _Batch:
+    """Applies a change to every stretch of a batch; a class, so that other processes can be sent it."""
+
+    def __init__(self, change: Callable[[bytes], bytes]) -> None:
+        self.change = change
+
+    def __call__(self, batch: list[tuple[bytes, bool, bytes]]) -> list[tuple[bytes, bool, bytes]]:
+        return [(name, first, self.change(content)) for name, first, content in batch]
+
+
+def _same(content: bytes) -> bytes:
+    return content
+
+
+def _batches(entries: Iterator[Entry], links: dict[bytes, bytes]) -> Iterator[list[tuple[bytes, bool, bytes]]]:
+    """Lists of (name, is it the file's first stretch, content); hard links are put into `links`."""
+    batch, size = [], 0
+    for entry in entries:
+        if entry.stream is None:
+            links[entry.name] = entry.link
+            continue
+        links.pop(entry.name, None)
+        first = True
+        while (content := entry.stream.read(STRETCH_BYTES)) or first:
+            batch.append((entry.name, first, content))
+            size, first = size + len(content), False
+            if size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
