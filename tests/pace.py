@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 # What a bare interpreter needs to start and end on a free core of a slow machine.
 START_SECONDS = 0.05
@@ -41,3 +42,17 @@ class Deadline:
 
     def passed(self) -> bool:
         return self.left() == 0
+
+
+def run(words: Sequence[str | os.PathLike], seconds: float, **options) -> subprocess.CompletedProcess:
+    """`subprocess.run` of text with such a time-out; output and errors are captured."""
+    deadline = Deadline(seconds)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        while not deadline.passed():
+            try:
+                output, errors = process.communicate(timeout=deadline.left())
+            except subprocess.TimeoutExpired:
+                continue
+            return subprocess.CompletedProcess(words, process.returncode, output, errors)
+        process.kill()
+    raise AssertionError(f"{words} did not end within {seconds} s")

@@ -40,7 +40,7 @@ from upscale.evaluation import overlap, suite
 from upscale.evaluation.compression import Interrupted
 from upscale.evaluation.table import summary
 from upscale.launch import signals
-from upscale.machine import accelerator
+from upscale.machine import accelerator, compiler
 from upscale.machine.timing import Stopwatch, peak_memory_gib
 from upscale.training import precision, train_step
 from upscale.training.logger import Tracker
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
     stop = StopRequest()
+    compiler.check_kernel_compiler(device_type)
     timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
     os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
     world = World.join(timeout_seconds=timeout_seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -30,18 +32,18 @@ def test_the_largest_that_fits_is_found(start, holds):
 
 def test_running_out_of_memory_builds_everything_anew(monkeypatch):
     """A device that holds 24 rows and fails as CUDA does."""
-    trial, built = fitting.Trial(tiny.config(), World.single()), []
+    trial, built, closed = fitting.Trial(tiny.config(), World.single()), [], []
 
     def train(rows: int) -> None:
         if trial.engine is None:
-            trial.engine = object()
+            trial.engine = SimpleNamespace(close=lambda: closed.append(rows))
             built.append(rows)
         if rows > 24:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trial, "train", train)
     assert fitting.largest(trial.fits, 8, 512) in (23, 24)
-    assert built[0] == 8 and 2 <= len(built) <= 4
+    assert built[0] == 8 and 2 <= len(built) <= 4 and len(closed) >= len(built) - 1
 
 
 def test_several_ranks_go_no_further_than_every_one_of_them_holds(monkeypatch):

@@ -12,6 +12,7 @@ import torch
 
 import upscale
 import upscale.errors
+from tests import pace
 from tests.test_train import environment, finish, start, train
 from upscale.checkpoint import manifest, run_directory
 from upscale.checkpoint.reader import Reader, whole_parameters
@@ -88,7 +89,7 @@ def test_report(run, tmp_path):
 def test_sample_shows_rows_and_stands_a_closed_pipe(run):
     assert "distinct" in upscale_command("sample", "--config", "configs/smoke.yaml", "--rows", 2, "--rounds", 1)
     piped = f"{Path(sys.executable).parent}/upscale sample --config configs/smoke.yaml --rounds 3 | head -1"
-    done = subprocess.run(piped, shell=True, capture_output=True, text=True, env=environment(), timeout=120)
+    done = pace.run(piped, 120, shell=True, env=environment())
     assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 

@@ -19,8 +19,8 @@ from upscale.errors import LaunchError
 SECONDS = datetime.timedelta(seconds=60)
 JOIN = """
 import sys
-from upscale import command
-from upscale.distributed import World
+from upscale.console import command
+from upscale.distributed.world import World
 
 def main(_):
     world = World.join(timeout_seconds=120)

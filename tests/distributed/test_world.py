@@ -116,6 +116,9 @@ def test_a_process_typed_into_a_shell_of_srun_chooses_one_gpu_or_is_told_what_to
     assert where({**SHELL, "LAUNCH_RANKS_PER_NODE": "1"})[:2] == (0, 1)
     assert where({**SHELL, "CUDA_VISIBLE_DEVICES": "1"})[:2] == (0, 1)
     assert where({**SHELL, "CUDA_VISIBLE_DEVICES": ""})[:2] == (0, 1)
+    # so that `upscale bench --ranks 2` starts its ranks there as anywhere else
+    assert not world_module.is_launched(SHELL) and not world_module.is_launched({})
+    assert world_module.is_launched(SRUN) and world_module.is_launched(TORCHRUN)
 
 
 @pytest.mark.parametrize("name", world_module.WHOLE_NUMBERS)

@@ -14,6 +14,7 @@ import pytest
 from tests import pace
 from tests.test_train import Process, command, finish, logged, losses, metrics, start, train, wait_for
 from upscale.checkpoint import manifest
+from upscale.distributed.watchdog import HEARTBEAT, Watchdog
 from upscale.errors import RunError
 from upscale.launch import supervisor
 
@@ -132,6 +133,46 @@ def test_a_mistake_is_not_restarted(tmp_path):
     assert code == 2 and output.count("unknown key") == 1, output
 
 
+# Shows life as a rank does; in its first attempt it is stopped then, and in its second it goes on and finishes.
+STOPS_ONCE = """
+import os, pathlib, signal, sys, time
+folder, heartbeat = pathlib.Path(sys.argv[1]), pathlib.Path(os.environ["UPSCALE_HEARTBEAT"])
+again = (folder / "again").exists()
+(folder / "again").touch()
+for _ in range(20):
+    heartbeat.touch()
+    time.sleep(0.2)
+    if not again:
+        os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_rank_that_shows_no_life_is_killed_and_started_again(monkeypatch, tmp_path, capsys):
+    """The second attempt shows life for longer than the silence that is allowed."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    made = supervisor.Supervisor([], tmp_path, 1, 3, (sys.executable, "-c", STOPS_ONCE, str(tmp_path)))
+    made.silence_seconds = 3.0
+    assert made.run() == 0
+    told = capsys.readouterr().err
+    assert "rank 0 has shown no life for 3 s and was killed" in told and "restart 1" in told, told
+
+
+def test_a_rank_shows_life_while_its_loop_is_busy(monkeypatch, tmp_path):
+    """The thread beside the loop does, from the start of the loop to its end; without a supervisor it does nothing."""
+    monkeypatch.setenv(HEARTBEAT, str(tmp_path / "rank-0"))
+    with Watchdog(1.0, lambda: "never said") as watchdog:
+        watchdog.beat()
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "rank-0").exists():
+            watchdog.beat()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    monkeypatch.delenv(HEARTBEAT)
+    with Watchdog(1.0, lambda: "never said") as watchdog:
+        assert watchdog._heartbeat is None
+
+
+@pytest.mark.slow
 def test_a_lone_rank_that_is_stopped_is_noticed(uninterrupted, tmp_path):
     """Nobody else waits for it; against the losses of a run without faults."""
     process = supervised(tmp_path, ranks=1)

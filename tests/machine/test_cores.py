@@ -64,10 +64,10 @@ import os, sys
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 os.environ.pop("OMP_NUM_THREADS", None)
 import torch
-from upscale import ahead
-from upscale.distributed import World
+from upscale.data import prefetch
+from upscale.distributed.world import World
 World.join({})
-print(torch.get_num_threads(), ahead.spare_cores(torch.device("cuda")))
+print(torch.get_num_threads(), prefetch.spare_cores(torch.device("cuda")))
 os._exit(sys.stdout.flush() or 0)
 """
 

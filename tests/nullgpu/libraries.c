@@ -40,8 +40,8 @@ API int cublasGetMathMode(void *handle, int *mode) { return *mode = 0; }
 API int cublasGetPointerMode_v2(void *handle, int *mode) { return *mode = 0; }
 API size_t cublasLtGetVersion(void) { return 130401; }
 API int cublasLtMatmulDescInit_internal(void *description) { return 0; }
-API int cublasLtMatmulAlgoGetHeuristic(void *handle, void *product, void *a, void *b, void *c, void *d, void *preference,
-                                       int wanted, void *results, int *found) {
+API int cublasLtMatmulAlgoGetHeuristic(void *handle, void *product, void *a, void *b, void *c, void *d,
+                                       void *preference, int wanted, void *results, int *found) {
   memset(results, 0, 64 + 8 + 4); /* one algorithm, its workspace and its state */
   *found = 1;
   return 0;

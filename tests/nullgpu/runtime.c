@@ -1,4 +1,4 @@
-/* The CUDA runtime of a GPU that does nothing: memory is reserved, work is counted and never done. */
+/* The CUDA runtime of a GPU that does nothing: work is counted and never done. Its memory is in memory.c. */
 #define _GNU_SOURCE
 #include "nullgpu.h"
 
@@ -10,11 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static __thread int current_device;
-static int contexts[MOST_DEVICES];
+__thread int nullgpu_device;
+int nullgpu_contexts[MOST_DEVICES];
 
 /* ---- What is asked of the stand-in, by environment variables ---- */
 
@@ -23,13 +22,10 @@ static int device_count(void) {
   return given ? atoi(given) : 1;
 }
 
-static size_t memory_bytes(void) {
+size_t nullgpu_memory_bytes(void) {
   const char *given = getenv("NULLGPU_GIB");
   return (size_t)((given ? atof(given) : 139.8) * (1 << 30));
 }
-
-/* What a context itself takes of a real card. */
-static const size_t CONTEXT_BYTES = 600u << 20;
 
 /* ---- Counters, and a log of every kernel where NULLGPU_LOG names a file ---- */
 
@@ -37,12 +33,12 @@ static long counters[COUNTERS];
 static void (*on_wait)(const char *);
 
 API void nullgpu_counts(long *out) { memcpy(out, counters, sizeof counters); }
-API int nullgpu_has_context(int device) { return contexts[device]; }
+API int nullgpu_has_context(int device) { return nullgpu_contexts[device]; }
 API void nullgpu_on_wait(void (*function)(const char *)) { on_wait = function; }
 
 void nullgpu_count(enum counter counter) {
   __sync_fetch_and_add(&counters[counter], 1);
-  contexts[current_device] = 1;
+  nullgpu_contexts[nullgpu_device] = 1;
 }
 
 API void nullgpu_log(const char *format, ...) {
@@ -64,7 +60,7 @@ API void nullgpu_launched(const char *kernel) {
   nullgpu_log("kernel %s\n", kernel);
 }
 
-static int waited(const char *call) {
+int nullgpu_waited(const char *call) {
   nullgpu_count(WAITS);
   nullgpu_log("wait %s\n", call);
   if (on_wait) on_wait(call);
@@ -173,21 +169,21 @@ API cudaError_t cudaGetDeviceCount(int *count) {
   return *count ? cudaSuccess : cudaErrorInsufficientDriver;
 }
 API cudaError_t cudaGetDevice(int *device) {
-  *device = current_device;
+  *device = nullgpu_device;
   return cudaSuccess;
 }
 API cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
-  if (!contexts[device]) nullgpu_log("context on device %d\n", device);
-  contexts[device] = 1;
-  current_device = device;
+  if (!nullgpu_contexts[device]) nullgpu_log("context on device %d\n", device);
+  nullgpu_contexts[device] = 1;
+  nullgpu_device = device;
   return cudaSuccess;
 }
 API cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int device) {
   if (device >= device_count()) return cudaErrorInvalidDevice;
   *out = (struct cudaDeviceProp){
       .name = "NVIDIA H200",
-      .totalGlobalMem = memory_bytes(),
+      .totalGlobalMem = nullgpu_memory_bytes(),
       .sharedMemPerBlock = 49152,
       .regsPerBlock = 65536,
       .warpSize = 32,
@@ -266,7 +262,7 @@ API cudaError_t cudaDeviceCanAccessPeer(int *out, int device, int peer) {
   *out = 1;
   return cudaSuccess;
 }
-API cudaError_t cudaDeviceSynchronize(void) { return waited("cudaDeviceSynchronize"); }
+API cudaError_t cudaDeviceSynchronize(void) { return nullgpu_waited("cudaDeviceSynchronize"); }
 API cudaError_t cudaDriverGetVersion(int *version) {
   *version = CUDART_VERSION;
   return cudaSuccess;
@@ -286,125 +282,11 @@ API const char *cudaGetErrorName(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorUnknown";
 }
 
-/* ---- Memory: pages of the host that nobody touches, so they cost nothing ---- */
-
-#define PIECES 65536
-#define COPIED_BYTES 65536 /* larger copies move nothing */
-static struct {
-  char *start;
-  size_t bytes;
-  int device;
-} pieces[PIECES];
-static int piece_count;
-static size_t used[MOST_DEVICES];
-
-API cudaError_t cudaMalloc(void **out, size_t bytes) {
-  int device = current_device, index = 0;
-  cudaError_t result = cudaErrorMemoryAllocation;
-  *out = NULL;
-  pthread_mutex_lock(&lock);
-  if (used[device] + bytes + CONTEXT_BYTES <= memory_bytes()) {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    char *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    while (index < piece_count && pieces[index].start) index++;
-    if (start != MAP_FAILED && index < PIECES) {
-      if (index == piece_count) piece_count++;
-      pieces[index].start = *out = start;
-      pieces[index].bytes = bytes;
-      pieces[index].device = device;
-      used[device] += bytes;
-      contexts[device] = 1;
-      result = cudaSuccess;
-    }
-  }
-  pthread_mutex_unlock(&lock);
-  return result;
-}
-
-/* The piece that holds an address, -1 for the host's memory; the lock is held. */
-static int piece_of(const void *address) {
-  for (int i = 0; i < piece_count; i++) {
-    const char *start = pieces[i].start;
-    if (start && (const char *)address >= start && (const char *)address < start + pieces[i].bytes) return i;
-  }
-  return -1;
-}
-
-static int device_of(const void *address) {
-  pthread_mutex_lock(&lock);
-  int piece = piece_of(address), device = piece < 0 ? -1 : pieces[piece].device;
-  pthread_mutex_unlock(&lock);
-  return device;
-}
-
-API cudaError_t cudaFree(void *address) {
-  pthread_mutex_lock(&lock);
-  int piece = piece_of(address);
-  if (piece >= 0) {
-    used[pieces[piece].device] -= pieces[piece].bytes;
-    munmap(address, pieces[piece].bytes);
-    pieces[piece].start = NULL;
-  }
-  pthread_mutex_unlock(&lock);
-  return cudaSuccess;
-}
-API cudaError_t cudaMallocAsync(void **out, size_t bytes, cudaStream_t stream) { return cudaMalloc(out, bytes); }
-API cudaError_t cudaFreeAsync(void *address, cudaStream_t stream) { return cudaFree(address); }
-API cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags) {
-  contexts[current_device] = 1; /* pinned memory belongs to a context */
-  *out = malloc(bytes);
-  return cudaSuccess;
-}
-API cudaError_t cudaMallocHost(void **out, size_t bytes) { return cudaHostAlloc(out, bytes, 0); }
-API cudaError_t cudaFreeHost(void *address) {
-  free(address);
-  return cudaSuccess;
-}
-API cudaError_t cudaHostRegister(void *address, size_t bytes, unsigned flags) { return cudaSuccess; }
-API cudaError_t cudaHostUnregister(void *address) { return cudaSuccess; }
-API cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-  *total = memory_bytes();
-  *free_bytes = *total - CONTEXT_BYTES - used[current_device];
-  return cudaSuccess;
-}
-API cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *out, const void *address) {
-  int device = device_of(address);
-  memset(out, 0, sizeof *out);
-  out->type = device < 0 ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice;
-  out->device = device < 0 ? 0 : device;
-  out->devicePointer = device < 0 ? NULL : (void *)address;
-  return cudaSuccess;
-}
-
-static cudaError_t copied(void *to, const void *from, size_t bytes) {
-  int source = device_of(from), target = device_of(to);
-  if (source >= 0 && target < 0) nullgpu_count(COPIES_TO_HOST);
-  if (source < 0 && target >= 0) nullgpu_count(COPIES_TO_DEVICE);
-  if (bytes <= COPIED_BYTES) memmove(to, from, bytes);
-  else if (target < 0) memset(to, 0, bytes); /* the host reads defined numbers */
-  return cudaSuccess;
-}
-API cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t s) {
-  return copied(to, from, bytes);
-}
-API cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
-  waited("cudaMemcpy");
-  return copied(to, from, bytes);
-}
-API cudaError_t cudaMemcpyPeerAsync(void *to, int a, const void *from, int b, size_t bytes, cudaStream_t stream) {
-  return copied(to, from, bytes);
-}
-API cudaError_t cudaMemset(void *to, int value, size_t bytes) {
-  if (bytes <= COPIED_BYTES) memset(to, value, bytes);
-  return cudaSuccess;
-}
-API cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s) { return cudaMemset(to, value, bytes); }
-
 /* ---- Streams and events: handles of nothing ---- */
 
 API int nullgpu_handle(void *out) {
   static long handle = 4096;
-  contexts[current_device] = 1;
+  nullgpu_contexts[nullgpu_device] = 1;
   *(void **)out = (void *)__sync_add_and_fetch(&handle, 16);
   return 0;
 }
@@ -417,8 +299,8 @@ API cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) {
   *priority = 0;
   return cudaSuccess;
 }
-API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return waited("cudaStreamSynchronize"); }
-API cudaError_t cudaEventSynchronize(cudaEvent_t event) { return waited("cudaEventSynchronize"); }
+API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return nullgpu_waited("cudaStreamSynchronize"); }
+API cudaError_t cudaEventSynchronize(cudaEvent_t event) { return nullgpu_waited("cudaEventSynchronize"); }
 API cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = 1;
   return cudaSuccess;

@@ -1,5 +1,5 @@
-"""A GPU that does nothing, for machines without one: the CUDA builds of torch, DeepSpeed, FSDP2, Triton and Inductor run
-on it as they are.
+"""A GPU that does nothing, for machines without one: the CUDA builds of torch, DeepSpeed, FSDP2, Triton and Inductor
+run on it as they are.
 
 A CUDA runtime, cuBLAS, NCCL and driver made of a few hundred lines of C are loaded before the real ones. Launches,
 waits, copies and collectives are counted and never done; torch's own allocator accounts for memory as on a card.
@@ -27,7 +27,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
-SOURCES = ("runtime.c", "libraries.c", "driver.c", "nullgpu.h")
+LIBRARY = ("runtime.c", "memory.c", "libraries.c")
+SOURCES = (*LIBRARY, "driver.c", "nullgpu.h")
 CALLS = re.compile(r"U ((?:__)?(?:cuda|cublas|nccl)[A-Z]\w*)")
 LAUNCHER_VARIABLES = re.compile(r"SLURM_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_\w+|CUDA_VISIBLE_DEVICES")
 
@@ -57,9 +58,9 @@ def _headers() -> Path | None:
     folders.append(Path("/usr/local/cuda/include"))
     for folder in folders:
         header = folder / "cuda_runtime_api.h"
-        if header.is_file() and (folder / "crt/host_defines.h").is_file():
-            if re.search(r"define CUDART_VERSION\s+13", header.read_text()):
-                return folder
+        complete = header.is_file() and (folder / "crt/host_defines.h").is_file()
+        if complete and re.search(r"define CUDART_VERSION\s+13", header.read_text()):
+            return folder
     return None
 
 
@@ -90,7 +91,7 @@ def build() -> Path:
 def _compile(folder: Path) -> None:
     flags = ["gcc", "-O1", "-w", "-shared", "-fPIC", f"-I{_headers()}"]
     library = folder / "libnullgpu.so"
-    sources = [HERE / "runtime.c", HERE / "libraries.c"]
+    sources = [HERE / name for name in LIBRARY]
     _call([*flags, "-o", library, *sources, "-ldl", "-lpthread"])
     # What torch calls beside that need only succeed.
     own = set(re.findall(r" T (\w+)", _call(["nm", "-D", "--defined-only", library])))
@@ -197,15 +198,20 @@ def start(
 
 
 def finish(process: subprocess.Popen, folder: Path, timeout_seconds: float = 300) -> Done:
-    """Wait for a started program; when it is late, end it and all it started, and raise TimeoutExpired."""
+    """Wait for a started program; when it is late, end it and all it started, and raise AssertionError."""
     try:
         output, _ = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         output, _ = process.communicate()
         raise AssertionError(f"not finished after {timeout_seconds} s:\n{output[-4000:]}") from None
+    return Done(process.returncode, output, read_reports(folder))
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """The reports since the last call, by rank."""
     files = sorted((folder / "reports").glob("rank-*.json"))
     reports = [Report(**json.loads(path.read_text())) for path in files]
     for path in files:
         path.unlink()
-    return Done(process.returncode, output, reports)
+    return reports

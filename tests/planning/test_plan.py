@@ -1,12 +1,12 @@
 """`upscale plan` as a user types it, and the arithmetic of its estimates against hand counts."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import pace
 from upscale import planning, schedule
 from upscale.cli import plan as plan_command
 from upscale.config import files as config_files
@@ -43,7 +43,7 @@ def plan(capsys):
 
 def test_the_verb_is_there():
     script = Path(sys.executable).parent / "upscale"
-    done = subprocess.run([script, "plan", "--nodes", "0"], capture_output=True, text=True, timeout=120)
+    done = pace.run([script, "plan", "--nodes", "0"], 120)
     assert done.returncode == 2 and "'0' is not a whole number above 0" in done.stderr
 
 

@@ -7,13 +7,13 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import matplotlib.image
 import numpy
 import pytest
 
+from tests import pace
 from upscale import report
 from upscale.report import canvas, page
 from upscale.report.figures import draw
@@ -381,7 +381,7 @@ def browse(browser: str, folder: Path, width: int, height: int, scratch: Path) -
         *(f"--user-data-dir={scratch / 'profile'}", "--virtual-time-budget=5000", f"--window-size={width},{height}"),
         *("--force-device-scale-factor=1", f"--screenshot={picture}", "--dump-dom", wrapper.resolve().as_uri()),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=BROWSER_SECONDS)
+    done = pace.run(command, BROWSER_SECONDS)
     found = re.search(r'<script type="application/json" id="result">(.*?)</script>', done.stdout, re.DOTALL)
     assert done.returncode == 0 and found, done.stderr[-2000:]
     return json.loads(found.group(1)), matplotlib.image.imread(picture)[..., :3]

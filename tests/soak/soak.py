@@ -40,6 +40,7 @@ def settings(folder: Path, hang_seconds: float) -> list[str]:
         schedule__wake_every=480,
         checkpoint__every_steps=4,
         engine__timeout_seconds=hang_seconds,
+        engine__micro_batch=12,
     )
 
 

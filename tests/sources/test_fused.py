@@ -4,13 +4,13 @@ Triton must be told before it is imported, hence the process. What a GPU makes o
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import pace
 from tests.reference.recurrent import RecurrentSource as Reference
 from tests.sources.test_recurrent import KINDS, given
 from upscale.randomness.streams import Purpose, Stream
@@ -67,9 +67,7 @@ def check_words():
 def interpreted(call):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     code = f"import torch; torch.set_num_threads(1); from tests.sources.test_fused import *; {call}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = pace.run([sys.executable, "-c", code], 240, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
 
 

@@ -74,7 +74,7 @@ def write(folder: Path, **changes: object) -> Path:
                 place = place.setdefault(parent, {})
             place[leaf] = yaml.safe_load(value)
         config["optimizer"]["learning_rate"] = 1e-2
-        config["engine"]["name"] = "fsdp"  # starts sooner
+        config["engine"] |= {"name": "fsdp", "micro_batch": 12}  # starts and trains sooner
         (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(tree(**changes), sort_keys=False).replace("{folder}", str(folder)))

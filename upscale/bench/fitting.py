@@ -130,6 +130,8 @@ class Trial:
         self.peaks[rows] = torch.cuda.max_memory_reserved(world.device)
 
     def forget(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
         self.engine = None
         gc.collect()
         torch.cuda.empty_cache()

@@ -17,15 +17,12 @@ from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.data import training_rows
-from upscale.distributed.world import World, placement
+from upscale.distributed.world import World, is_launched, placement
 from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
 from upscale.launch.supervisor import Supervisor
-from upscale.machine import accelerator
+from upscale.machine import accelerator, compiler
 from upscale.training import precision
-
-LAUNCHED = ("RANK", "SLURM_STEP_ID")
-"""What a launcher sets: this process is then one rank of a world that exists."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = f"--steps {options.steps} --warm-up {options.warm_up} --ranks {options.ranks}"
         raise UserError(f"{given}: must be at least 1, 0 and 1")
     config = config_files.load(options.config, options.overrides).resolved()
-    launched = any(name in os.environ for name in LAUNCHED)
+    launched = is_launched(os.environ)
     ranks = placement(os.environ).size if launched else options.ranks or 1
     _check(options, config, ranks)
     if ranks > 1 and not launched:
@@ -82,6 +79,7 @@ def _check(options: argparse.Namespace, config: Config, ranks: int) -> None:
 def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) -> int:
     rows, place = training_rows.opened(config), placement(os.environ)
     load = os.getloadavg()[0]
+    compiler.check_kernel_compiler(accelerator.device_type())
     world = World.join(timeout_seconds=config.engine.timeout_seconds)
 
     def say(text: str) -> None:

@@ -9,7 +9,7 @@ from upscale.console import command
 from upscale.data import lanes, training_rows
 from upscale.data.sample import printable, sample_lines
 from upscale.errors import UserError
-from upscale.machine import accelerator
+from upscale.machine import accelerator, compiler
 from upscale.row_statistics import inputs, write
 
 
@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> int:
     if config.data.kind == "corpus":
         print("\n".join(printable(training_rows.opened(config)(range(1), "cpu").draw(options.rows))))
         return 0
-    lane = lanes.from_config(config, range(1), accelerator.device_type())
+    device_type = accelerator.device_type()
+    compiler.check_kernel_compiler(device_type)
+    lane = lanes.from_config(config, range(1), device_type)
     for _ in range(rounds - 1):
         lane.draw(1)
     for line in sample_lines(lane, 1, options.rows):

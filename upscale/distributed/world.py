@@ -95,6 +95,11 @@ def placement(environment: Mapping[str, str]) -> Placement:
     )
 
 
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process as one of several ranks; no task of one, such as a shell, is that."""
+    return "RANK" in environment or ("SLURM_STEP_ID" in environment and _tasks(environment) != 1)
+
+
 def _launched_inside_step(environment: Mapping[str, str]) -> bool:
     """Whether another launcher started this rank inside a Slurm task: its world is the true one then.
 
@@ -169,8 +174,10 @@ def _first_host(environment: Mapping[str, str]) -> str:
 
 def _refuse_idle_gpus(environment: Mapping[str, str], found: Placement) -> None:
     gpus, tasks = int(environment.get("SLURM_GPUS_ON_NODE") or 0), found.local_size
-    if found.size == 1:  # a single process may choose one GPU of several for itself
-        gpus, tasks = min(gpus, len(environment.get("CUDA_VISIBLE_DEVICES", "," * gpus).split(","))), 1
+    if found.size == 1:
+        tasks = 1
+        if "CUDA_VISIBLE_DEVICES" in environment:  # a single process may choose one of several GPUs for itself
+            gpus = min(gpus, len(environment["CUDA_VISIBLE_DEVICES"].split(",")))
     if tasks and tasks < gpus and not environment.get("LAUNCH_RANKS_PER_NODE"):
         raise LaunchError(
             f"Slurm started {tasks} {'task' if tasks == 1 else 'tasks'} on this node, which has {gpus} GPUs in the "

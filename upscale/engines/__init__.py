@@ -66,6 +66,9 @@ class Engine(Protocol):
     def loaded(self, steps_taken: dict[int, int] | None) -> None:
         """Spread what was written through `fragments` to the weights in use; None: a fresh optimizer."""
 
+    def close(self) -> None:
+        """Give up the engine, so that its memory comes back once it is dropped: it can be used no more."""
+
 
 def create(config: Config, model: Transformer, world: World) -> Engine:
     """The engine that `engine.name` names."""

@@ -7,6 +7,7 @@ optimizers that are read here are private, so only the tested version is accepte
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -160,3 +161,14 @@ class DeepSpeedEngine:
                 self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
         elif self.stage:
             self.zero.update_lp_params()
+
+    def close(self) -> None:
+        self.engine.destroy()
+        if self.stage == 3:
+            # Hooks of its graph, which no garbage collector sees, keep stage 3 alive: its memory is freed under it.
+            weights = [self.zero.fp32_partitioned_groups_flat, self.zero.fp16_partitioned_groups_flat]
+            buffers = [self.zero.grad_partitions_flat_buffer, *itertools.chain(*weights)]
+            parameters = [tensor for each in self.parameters.values() for tensor in (each.data, each.ds_tensor)]
+            states = [tensor for state in self.optimizer.adamw.state.values() for tensor in state.values()]
+            for tensor in (*buffers, *parameters, *states):
+                tensor.untyped_storage().resize_(0)

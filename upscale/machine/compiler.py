@@ -11,11 +11,12 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from upscale.errors import UserError
+from upscale.errors import LaunchError, UserError
 
 FLAGS = ("-O2", "-std=c99", "-shared", "-fPIC")
 # Vectors as long as the machine has them, and the bits as the source says: products and sums are not contracted.
@@ -27,6 +28,34 @@ COMPILERS = ("cc", "gcc", "clang")
 def triton_found() -> bool:
     """Whether kernels in Triton can be used: it comes with torch's CUDA packages for Linux, but not with all others."""
     return importlib.util.find_spec("triton") is not None
+
+
+def check_kernel_compiler(device_type: str) -> None:
+    """Checks that Triton, which every run on a GPU uses, can compile what launches its kernels: C with Python's header.
+
+    Raises LaunchError, since nodes of one run may differ. Without it the first draw would fail, on some node.
+    """
+    if device_type != "cuda" or not triton_found():
+        return
+    # As Triton chooses it.
+    command = shlex.split(os.environ.get("CC", "")) or [next(filter(shutil.which, ("gcc", "clang")), "gcc")]
+    header = sysconfig.get_path("include")
+    try:
+        done = subprocess.run(
+            [*command, "-fsyntax-only", f"-I{header}", "-x", "c", "-"],
+            input="#include <Python.h>\n",
+            capture_output=True,
+            text=True,
+        )
+        failed = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        failed = str(error)
+    if failed:
+        raise LaunchError(
+            f"node {platform.node()}: Triton compiles for the GPU with {shlex.join(command)!r} and {header}/Python.h, "
+            f"and that fails:\n{failed}\nInstall gcc and Python's headers on every node (python3-dev or "
+            "python3-devel, or a Python of conda or uv, which brings them), or set CC to a C compiler."
+        )
 
 
 def available(source: Path, flags: Sequence[str] = FLAGS) -> bool:

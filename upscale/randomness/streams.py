@@ -131,8 +131,10 @@ class Stream:
         self.seed = int(seed)
         self.device = torch.device(device)
         # Copies: a caller that counts its rounds further must not move a stream it has already made.
-        self.lanes = torch.as_tensor(lanes, dtype=torch.int64, device=self.device).clone()
-        self.rounds = torch.as_tensor(rounds, dtype=torch.int64, device=self.device).clone()
+        self.lanes, self.rounds = (
+            torch.as_tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True, copy=True)
+            for numbers in (lanes, rounds)
+        )
         if self.lanes.ndim != 1 or self.lanes.shape != self.rounds.shape:
             raise ValueError(
                 f"lanes {tuple(self.lanes.shape)}, rounds {tuple(self.rounds.shape)}; allowed: two equally long lists"

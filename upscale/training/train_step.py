@@ -108,7 +108,7 @@ class Passes:
         `is_spike` judges that share once it is known, before the last backward pass.
         """
         count, size = split(most_rows(self.config, self.world.size, batch), self.micro_batch)
-        size = min((compiled for compiled in self.sizes if compiled >= size), default=size)
+        size = min((known for known in self.sizes if known >= size), default=size)
         weights = torch.zeros(count * size, device=rows.device)
         skipped = self.config.data.first_target - 1  # predictions whose targets carry no loss
         weights[: len(rows)] = 1 / (batch * (self.config.model.context - skipped))

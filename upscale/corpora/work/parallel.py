@@ -14,6 +14,7 @@ from contextlib import closing
 from typing import TypeVar
 
 from upscale.errors import RunError
+from upscale.machine import cores
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -24,8 +25,7 @@ ITEMS_AHEAD = 2
 
 def usable_processes() -> int:
     """As many as this process may use cores, at most MOST_PROCESSES."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_PROCESSES)
+    return min(cores.of_this_rank(), MOST_PROCESSES)
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:

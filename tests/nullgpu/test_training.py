@@ -1,0 +1,172 @@
+"""`upscale train` on the stand-in for a GPU: it ends with exit code 0, waits and launches no more than it should, and
+has a context on its own device only. Losses mean nothing here: no kernel computes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.nullgpu import standin
+from tests.ranks import free_port
+
+MOST_WAITS, MOST_OPTIMIZER_LAUNCHES = 2, 100
+# The depth, and so the parameter groups, of the shipped w1024; its width costs minutes of initialisation on a CPU.
+NARROW = "model.width=128 model.depth=34 model.heads=2 model.context=64 engine.micro_batch=32".split()
+QUIET = "tracking.wandb=disabled tracking.log_every=1000 evaluation.every=0 checkpoint.every=0".split()
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--master-port")
+ENGINES = {
+    **{f"stage {stage}": [f"engine.zero_stage={stage}"] for stage in range(4)},
+    "fsdp": ["engine.name=fsdp"],
+}
+
+
+def train(folder: Path, *settings: str, config: str = "w1024", **how) -> standin.Done:
+    arguments = ["upscale/train.py", "--config", f"configs/{config}.yaml", f"run.dir={folder / 'run'}", *settings]
+    return standin.run(arguments, folder, timeout_seconds=900, **how)
+
+
+def check(done: standin.Done, ranks: int = 1, devices: list[list[int]] | None = None) -> None:
+    """Exit code, contexts, and what each step asks of the device after the first, which makes optimizer states."""
+    assert done.code == 0, done.output[-4000:]
+    assert len(done.reports) == ranks
+    assert [report.contexts for report in done.reports] == (devices or [[rank] for rank in range(ranks)])
+    for report in done.reports:
+        passes, optimizer = report.steps("passes"), report.steps("optimizer")
+        assert len(passes) == len(optimizer) >= 2
+        for one, other in zip(passes[1:], optimizer[1:], strict=True):
+            waits = one["waits"] + other["waits"]
+            assert waits <= MOST_WAITS, (one["waits_at"], other["waits_at"])
+            assert 0 < other["launches"] <= MOST_OPTIMIZER_LAUNCHES, other
+            assert one["launches"] > 0
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "stage 3"])
+def test_a_step_waits_at_most_twice_under_every_engine(engine, tmp_path):
+    done = train(tmp_path, *NARROW, *QUIET, *ENGINES[engine], "run.steps=3", "model.compile=false")
+    check(done)
+
+
+def test_a_step_under_stage_3_starts_and_its_optimizer_waits_twice(tmp_path):
+    """DeepSpeed itself waits for its reductions in every backward pass of stage 3."""
+    done = train(tmp_path, *NARROW, *QUIET, *ENGINES["stage 3"], "run.steps=3", "model.depth=6")
+    assert done.code == 0, done.output[-4000:]
+    (report,) = done.reports
+    assert report.contexts == [0]
+    for phase in report.steps("optimizer")[1:]:
+        assert phase["waits"] <= MOST_WAITS and phase["launches"] <= MOST_OPTIMIZER_LAUNCHES, phase
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "stage 1", pytest.param("stage 2", marks=pytest.mark.slow)])
+def test_two_ranks_keep_to_their_own_devices(engine, tmp_path):
+    """By torchrun with two GPUs visible; the thread that draws ahead of rank 1 made a context on GPU 0."""
+    settings = [*NARROW, *QUIET, *ENGINES[engine], "run.steps=3", "model.compile=false", "model.depth=10"]
+    done = train(tmp_path, *settings, launcher=(*TORCHRUN, str(free_port())), devices=2)
+    check(done, ranks=2)
+    assert all(report.totals["collectives"] > 0 for report in done.reports)
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_starts_it(tmp_path):
+    launcher = (sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()))
+    settings = [*NARROW, *QUIET, "run.steps=3", "model.compile=false", "model.depth=6"]
+    check(train(tmp_path, *settings, launcher=launcher, devices=2), ranks=2)
+
+
+@pytest.mark.slow
+def test_slurm_tasks_that_see_all_gpus_take_one_each(tmp_path):
+    """Two processes with the variables of an srun step."""
+    port = free_port()
+    settings = [*NARROW, *QUIET, "run.steps=3", "model.compile=false", "model.depth=6", f"run.dir={tmp_path / 'run'}"]
+    tasks = [
+        standin.start(
+            ["upscale/train.py", "--config", "configs/w1024.yaml", *settings],
+            tmp_path,
+            devices=2,
+            SLURM_JOB_ID="7",
+            SLURM_STEP_ID="0",
+            SLURM_PROCID=str(rank),
+            SLURM_LOCALID=str(rank),
+            SLURM_STEP_NUM_TASKS="2",
+            SLURM_STEP_TASKS_PER_NODE="2",
+            SLURM_STEP_NODELIST="localhost",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        for rank in range(2)
+    ]
+    outputs = [task.communicate(timeout=900)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs[0][-3000:]
+    check(standin.Done(0, outputs[0], standin.read_reports(tmp_path)), ranks=2)
+
+
+def test_a_run_evaluates_saves_resumes_stops_and_is_exported(tmp_path):
+    """The shipped w384, compiled: one graph for each size, also when evaluation with its shorter input comes first."""
+    run = tmp_path / "run"
+    settings = ["evaluation.every=128", "evaluation.slices=8", "evaluation.tasks=[wp]", "checkpoint.every=128"]
+    settings += ["tracking.wandb=disabled", "engine.micro_batch=16", "model.context=64"]
+    done = train(tmp_path, *settings, "run.steps=2", config="w384")
+    check(done)
+    # Training at one size and evaluation at one.
+    assert done.reports[0].graphs == 2
+    assert len((run / "evaluations.jsonl").read_text().splitlines()) >= 2
+    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["peak_memory_gib"] > 0.3
+
+    arguments = ["upscale/train.py", "--config", "configs/w384.yaml", f"run.dir={run}", *settings]
+    process = standin.start([*arguments, "tracking.log_every=1"], tmp_path)
+    stop_after_a_step(process, run / "metrics.jsonl")
+    done = standin.finish(process, tmp_path, 600)
+    assert done.code == 75, done.output[-3000:]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] > 2
+
+    done = standin.run(["export", "--run", str(run), "--to", str(tmp_path / "model.safetensors")], tmp_path)
+    assert done.code == 0 and (tmp_path / "model.safetensors").stat().st_size > 28_000_000 * 4, done.output
+    done = standin.run(["evaluate", "--run", str(run), "--tasks", "wp", "--slices", "8"], tmp_path)
+    assert done.code == 0, done.output[-3000:]
+    assert done.reports[0].contexts == [0] and done.reports[0].totals["launches"] > 0
+
+
+def stop_after_a_step(process, metrics: Path) -> None:
+    """Send SIGTERM once another line of metrics.jsonl is there."""
+    before, deadline = len(metrics.read_text().splitlines()), time.monotonic() + 600
+    while len(metrics.read_text().splitlines()) == before and process.poll() is None:
+        assert time.monotonic() < deadline, "no step within 600 s"
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGTERM)
+
+
+def test_nccls_recorder_has_the_collectives(tmp_path):
+    """Of the nccl of this version of torch, whichever it is, with the variables that a run sets."""
+    program = tmp_path / "record.py"
+    program.write_text(
+        "import os, pickle, sys, torch, torch.distributed as dist\n"
+        "from pathlib import Path\n"
+        "from upscale.distributed import World\n"
+        "from upscale.supervision import flight_recorder\n"
+        "folder = Path(sys.argv[1])\n"
+        "(folder / flight_recorder.FOLDER).mkdir()\n"
+        "os.environ.update(flight_recorder.variables(os.environ, 'cuda', folder, 600))\n"
+        "world = World.join()\n"
+        "dist.all_reduce(torch.zeros(8, device='cuda'))\n"
+        "path = flight_recorder.dump(folder, 0)\n"
+        "print('entries', len(pickle.loads(path.read_bytes())['entries']), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    done = standin.run([str(program), str(tmp_path)], tmp_path, watched=False)
+    assert done.code == 0 and "entries 1" in done.output, done.output[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["stage 1", "fsdp"])
+def test_the_shipped_w1024_at_its_own_width(engine, tmp_path):
+    settings = [*QUIET, *ENGINES[engine], "run.steps=3", "model.compile=false", "engine.micro_batch=16"]
+    done = train(tmp_path, *settings)
+    check(done)
+    assert done.reports[0].peak_bytes > 429_000_000 * 16
