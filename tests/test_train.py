@@ -144,7 +144,7 @@ def test_dropout_keyed_by_row_gives_the_same_losses_in_any_world(single, tmp_pat
 
 
 def test_metrics_have_the_fields_of_the_contract(single):
-    """Section 3 of the design; units are in the names."""
+    """Against the contract in docs/architecture.md; units are in the names."""
     fields = """step instances tokens loss_bits_per_byte learning_rate global_batch active_blocks grad_norm step_seconds
     generate_seconds tokens_per_second tokens_per_second_per_device model_flops_utilization peak_memory_gib
     world_size""".split()

@@ -202,7 +202,7 @@ class Trainer:
 
             stopping, finished = stop(), self.finished()
             if self.counters.step % self.config.tracking.log_every == 0 or finished:
-                bits = self.world.sum(loss).item() / math.log(2)  # the one wait for the GPU
+                bits = self.world.sum(loss).item() / math.log(2)  # waits for the device, as engines may in a step
                 observed = self.observe(rows, active)
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
                 self.log(bits, report, batch, active, observed)

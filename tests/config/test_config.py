@@ -1,4 +1,4 @@
-"""The config tree: defaults and `auto` against section 4 of the design, errors against what a user typed."""
+"""The config tree: defaults and `auto` against the table in docs/training.md, errors against what a user typed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_shipped_config_builds_with_exactly_the_planned_parameters(path):
 
 @pytest.mark.parametrize("width", DEPTHS_AND_HEADS)
 def test_depth_and_heads_are_the_papers(width):
-    """Against the table of section 4 of the design; the count is 12 L w^2 and the rest written out."""
+    """Against the table in docs/training.md; the count is 12 L w^2 and the rest written out."""
     model = config_files.load(CONFIGS / f"w{width}.yaml").resolved().model
     assert (model.depth, model.heads) == DEPTHS_AND_HEADS[width]
     depth = model.depth

@@ -1,4 +1,4 @@
-"""The model against the formulas of section 4 of the design, written out one matrix product at a time."""
+"""The model against the paper's formulas (section 6.1), written out one matrix product at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The config: its sections and keys (tree.py and what it is made of), and the files it is read from (files.py)."""
+"""The config: its sections and keys (schema.py, finetuning.py), and the files it is read from (files.py)."""
 
 from upscale.config.schema import (
     AUTO,

@@ -1,7 +1,7 @@
-"""The typed config tree: YAML plus `section.key=value` overrides, every problem reported at once.
+"""The typed config: its sections, and what they may not say together. Field docstrings give unit and range.
 
-`load` reads, `Config` holds, `Config.resolved` replaces every `auto` that does not depend on the machine, `write`
-saves the result with versions and commit. Field docstrings give unit and range.
+files.py reads a `Config` from YAML and overrides, with every problem at once, and writes it. `Config.resolved` replaces
+every `auto` that does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class Config(Section):
     init: InitConfig = InitConfig()
 
     def resolved(self) -> Config:
-        """The same config with every `auto` replaced that does not depend on the machine (section 4 of the design)."""
+        """The same config with every `auto` replaced that does not depend on the machine."""
         model, data = self.model, self.data
         model = model.model_copy(update={"depth": depth_of(model), "heads": heads_of(model)})
         draw = rows_per_lane(self.schedule, data.lanes) if data.draw == AUTO else data.draw

@@ -28,10 +28,13 @@ class Rows(Protocol):
     """How rows are computed: where it differs, so do the rows, by amplified roundings."""
 
     def draw(self, rows_per_lane: int) -> torch.Tensor:
-        """The next training rows, (lanes * rows_per_lane, context + 1) uint8 on the device, lane after lane."""
+        """The next training rows, (lanes * rows_per_lane, context + 1) tokens on the device, lane after lane.
+
+        Tokens are uint8, or int16 where the vocabulary exceeds 256.
+        """
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All that must be saved: `buffers` (lanes, buffer_rows, context + 1) uint8 and `rounds` (lanes,) int64."""
+        """All that must be saved: `buffers` (lanes, buffer_rows, context + 1) tokens and `rounds` (lanes,) int64."""
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from these lanes' state, whichever ranks wrote it."""

@@ -1,7 +1,7 @@
 """What a config costs on N GPUs, from arithmetic alone: no GPU is needed.
 
-`arithmetic` counts parameters and floating-point operations, `memory` the bytes a rank holds, `communication` the bytes
-it sends, `estimate` puts them together as seconds, and `verb` is `upscale plan`.
+`memory` counts the bytes a rank holds, `communication` the bytes it sends, and `estimate` puts them together as seconds
+with the parameters and floating-point operations of `upscale.model.costs`. `upscale plan` prints them.
 """
 
 from upscale.machine.gpus import peak_flops

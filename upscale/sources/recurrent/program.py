@@ -1,4 +1,4 @@
-"""What a random recurrent network is made of; recurrent.py draws it, its three forms walk it."""
+"""What a random recurrent network is made of; __init__.py draws it, its three forms walk it."""
 
 from dataclasses import dataclass
 
