@@ -57,10 +57,10 @@ def _headers() -> Path | None:
     folders = [Path(triton.origin).parent / "backends/nvidia/include"] if triton else []
     folders.append(Path("/usr/local/cuda/include"))
     for folder in folders:
-        header = folder / "cuda_runtime_api.h"
-        if header.is_file() and (folder / "crt/host_defines.h").is_file():
-            if re.search(r"define CUDART_VERSION\s+13", header.read_text()):
-                return folder
+        header, needed_by_it = folder / "cuda_runtime_api.h", folder / "crt/host_defines.h"
+        complete = header.is_file() and needed_by_it.is_file()
+        if complete and re.search(r"define CUDART_VERSION\s+13", header.read_text()):
+            return folder
     return None
 
 
