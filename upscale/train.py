@@ -33,8 +33,9 @@ from upscale.console import command
 from upscale.data import lanes, prefetch, training_rows
 from upscale.data.sample import printable
 from upscale.distributed import flight_recorder
+from upscale.distributed.placement import placement
 from upscale.distributed.watchdog import Watchdog
-from upscale.distributed.world import World, placement
+from upscale.distributed.world import World
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import overlap, suite
 from upscale.evaluation.compression import Interrupted

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from tests.ranks import run_ranks
+from upscale.distributed import placement as placement_module
 from upscale.distributed import world as world_module
-from upscale.distributed.world import World, placement
+from upscale.distributed.placement import placement
+from upscale.distributed.world import World
 from upscale.errors import LaunchError
 
 TORCHRUN = {
@@ -117,11 +119,11 @@ def test_a_process_typed_into_a_shell_of_srun_chooses_one_gpu_or_is_told_what_to
     assert where({**SHELL, "CUDA_VISIBLE_DEVICES": "1"})[:2] == (0, 1)
     assert where({**SHELL, "CUDA_VISIBLE_DEVICES": ""})[:2] == (0, 1)
     # so that `upscale bench --ranks 2` starts its ranks there as anywhere else
-    assert not world_module.is_launched(SHELL) and not world_module.is_launched({})
-    assert world_module.is_launched(SRUN) and world_module.is_launched(TORCHRUN)
+    assert not placement_module.is_launched(SHELL) and not placement_module.is_launched({})
+    assert placement_module.is_launched(SRUN) and placement_module.is_launched(TORCHRUN)
 
 
-@pytest.mark.parametrize("name", world_module.WHOLE_NUMBERS)
+@pytest.mark.parametrize("name", placement_module.WHOLE_NUMBERS)
 @pytest.mark.parametrize("given", [TORCHRUN, SRUN, {"SLURM_JOB_ID": "1"}], ids=["torchrun", "srun", "allocation"])
 def test_a_launcher_variable_that_is_no_number_is_named(given, name):
     with pytest.raises(LaunchError, match=f"{name}='two' is not a whole number"):

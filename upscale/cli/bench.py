@@ -17,7 +17,8 @@ from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.data import training_rows
-from upscale.distributed.world import World, is_launched, placement
+from upscale.distributed.placement import is_launched, placement
+from upscale.distributed.world import World
 from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
 from upscale.launch.supervisor import Supervisor
