@@ -39,12 +39,12 @@ def test_results_come_in_order(processes):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_items_are_taken_only_as_results_are_read(processes):
-    """So that memory is bounded: at most ITEMS_AHEAD a process are out."""
+    """So that memory is bounded: at most PREFETCHED_ITEMS a process are out."""
     taken = []
     results = parallel.ordered_map(square, (taken.append(number) or number for number in range(1000)), processes)
     for number in range(8):
         assert next(results) == number * number
-        assert len(taken) <= number + 1 + parallel.ITEMS_AHEAD * processes
+        assert len(taken) <= number + 1 + parallel.PREFETCHED_ITEMS * processes
     results.close()
 
 

@@ -30,9 +30,9 @@ COMMAND = [sys.executable, "-c", "from upscale.cli import main; main()", "prepar
 
 
 @pytest.fixture
-def small_stretches(monkeypatch):
-    """Stretches and batches so small that every file is cut many times."""
-    monkeypatch.setattr(spooling, "STRETCH_BYTES", 7)
+def small_chunks(monkeypatch):
+    """Chunks and batches so small that every file is cut many times."""
+    monkeypatch.setattr(spooling, "CHUNK_BYTES", 7)
     monkeypatch.setattr(spooling, "BATCH_BYTES", 50)
 
 
@@ -63,7 +63,7 @@ def proportional(corpus: str, content: bytes) -> dict[str, bytes]:
     ],
     ids=str,
 )
-def test_linux_is_the_reference(tmp_path, small_stretches, options):
+def test_linux_is_the_reference(tmp_path, small_chunks, options):
     """Against joining and collapsing in memory, from a folder; sorted by folder, whitespace across files included."""
     tree = inputs.write_tree(tmp_path / "tree")
     expected = reference.linux(
@@ -76,7 +76,7 @@ def test_linux_is_the_reference(tmp_path, small_stretches, options):
 
 
 @pytest.mark.parametrize("packing", inputs.PACKINGS)
-def test_a_tar_gives_the_bytes_of_its_tree(tmp_path, small_stretches, packing):
+def test_a_tar_gives_the_bytes_of_its_tree(tmp_path, small_chunks, packing):
     """Against the folder itself: members in random order, two tar formats, a link inside, packed or not."""
     made(tmp_path / "of tree", "linux", inputs.write_tree(tmp_path / "tree"))
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
@@ -86,7 +86,7 @@ def test_a_tar_gives_the_bytes_of_its_tree(tmp_path, small_stretches, packing):
         assert shards(tmp_path / f"of tar {form}") == shards(tmp_path / "of tree") != {}
 
 
-def test_zips_links_and_repeated_members(tmp_path, small_stretches):
+def test_zips_links_and_repeated_members(tmp_path, small_chunks):
     """A zip gives the tree's bytes; a hard link stands for its file's content and the later of two members counts."""
     made(tmp_path / "of tree", "linux", inputs.write_tree(tmp_path / "tree"))
     (tmp_path / "kernel.zip").write_bytes(inputs.zipped(inputs.KERNEL))

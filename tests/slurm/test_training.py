@@ -11,7 +11,7 @@ from tests.test_train import losses, train
 from tests.tiny import TINY
 
 # Steps of some milliseconds: enough of them that signals and faults arrive in the middle.
-LENGTH = ["schedule.instances=3600", "checkpoint.every_steps=10", "engine.micro_batch=12"]
+LENGTH = ["schedule.instances=2400", "checkpoint.every_steps=10", "engine.micro_batch=12"]
 FSDP = "engine.name=fsdp"
 """Its ranks start sooner than DeepSpeed's, for tests that start them several times."""
 

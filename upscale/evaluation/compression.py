@@ -43,12 +43,13 @@ class Measurement:
     """Of the mean over slices, taken as independent; NaN for fewer than two slices."""
     samples: int
     groups: tuple[float, ...] = ()
-    """Bits per character of GROUPS stretches of the string, each with as many of the slices: two models measured on the
-    same slices differ by less than their standard errors say, and these tell how surely. Empty for too few slices."""
+    """Bits per character of GROUPS consecutive parts of the string, each with as many of the slices. Two models
+    measured on the same slices differ by less than their standard errors say; these tell how surely. Empty for too few
+    slices."""
 
 
 def target_positions(characters: int, *, context: int, slices: int, seed: int = 0) -> np.ndarray:
-    """The targets' places in a string: `slices` of those that have context - 1 characters before them.
+    """The targets' indices in a string: `slices` of those that have context - 1 characters before them.
 
     Drawn without replacement, sorted, int64; all of them when there are fewer. Raises ValueError when there is none.
     """
@@ -82,13 +83,13 @@ def measure(
     Raises ValueError when `predict` returns another shape, and Interrupted, on every rank before the same batch, when
     `requested` has become true on one.
     """
-    owners = np.repeat(np.arange(len(data)), [len(places) for places in positions])
-    places = np.concatenate([*positions, np.empty(0, np.int64)]).astype(np.int64)
-    if len(places) == 0:
+    owners = np.repeat(np.arange(len(data)), [len(targets) for targets in positions])
+    targets = np.concatenate([*positions, np.empty(0, np.int64)]).astype(np.int64)
+    if len(targets) == 0:
         return []
-    calls = math.ceil(math.ceil(len(places) / world.size) / batch_rows)
+    calls = math.ceil(math.ceil(len(targets) / world.size) / batch_rows)
     mine = np.arange(calls * batch_rows) * world.size + world.rank
-    real = mine < len(places)
+    real = mine < len(targets)
     mine[~real] = 0
     bits = []
     asked = None
@@ -99,7 +100,7 @@ def measure(
                 raise Interrupted
             asked = world.any_later(requested())
         batch = mine[call * batch_rows : (call + 1) * batch_rows]
-        windows = _windows(data, owners[batch], places[batch], context)
+        windows = _windows(data, owners[batch], targets[batch], context)
         bits.append(_bits(predict, torch.from_numpy(windows).to(world.device).long()))
         if progress is not None:
             progress(call + 1, calls, labels[owners[batch[0]]] if labels else "")
@@ -117,13 +118,13 @@ def measure(
     return [_measurement(*totals[:, index]) for index in range(len(data))]
 
 
-def _windows(data: Sequence[np.ndarray], owners: np.ndarray, places: np.ndarray, context: int) -> np.ndarray:
-    """The slices that end at `places`, (rows, context) uint8; row i comes from data[owners[i]]."""
-    windows = np.empty((len(places), context), np.uint8)
+def _windows(data: Sequence[np.ndarray], owners: np.ndarray, targets: np.ndarray, context: int) -> np.ndarray:
+    """The slices that end at `targets`, (rows, context) uint8; row i comes from data[owners[i]]."""
+    windows = np.empty((len(targets), context), np.uint8)
     offsets = np.arange(1 - context, 1)
     for owner in np.unique(owners):
         rows = owners == owner
-        windows[rows] = data[owner][places[rows, None] + offsets]
+        windows[rows] = data[owner][targets[rows, None] + offsets]
     return windows
 
 

@@ -9,17 +9,15 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from upscale.report.runs import Run, TaskKey, task_title, value
+from upscale.report.runs import UNKNOWN, Run, TaskKey, count, task_title, value
 
 _SAME = (
     *(("model", "width"), ("model", "depth"), ("model", "heads"), ("model", "context")),
     *(("data", "split"), ("schedule", "batch")),
 )
-_UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
@@ -168,44 +166,20 @@ def _forgetting(pair: Pair, trained: TaskKey) -> str:
     return f"{text}{': ' + ', '.join(worse) if worse else ''}; {len(better)} got better."
 
 
-def section(runs: Sequence[Run]) -> str:
-    """The part of the page: for each pair the sentences and a table; empty without a pair."""
-    parts = [_pair_section(pair) for pair in pairs(runs)]
-    return "\n".join(["<h2>Pre-trained against scratch</h2>", *parts]) if parts else ""
-
-
-def _pair_section(pair: Pair) -> str:
-    words = " ".join(escape(sentence) for sentence in sentences(pair))
-    heads = (
-        "<th>Dataset</th>",
-        "<th class=number>Scratch, best<small>bits per character, at instances</small></th>",
-        "<th class=number>Pre-trained gets there<small>instances</small></th>",
-        "<th class=number>Sooner by<small>instances</small></th>",
-        "<th class=number>Final<small>pre-trained</small></th>",
-        "<th class=number>Final<small>scratch</small></th>",
-        "<th class=number>Gain<small>± two standard errors</small></th>",
-        "<th class=number>Before fine-tuning<small>pre-trained</small></th>",
-        "<th class=number>Forgotten<small>final less before; negative: learned</small></th>",
-    )
-    lines = []
-    for key in pair.tasks:
-        found = compare(pair, key)
-        cells = (
-            f"{found.scratch_best:.3f} ({found.scratch_best_instances:,.0f})",
-            _count(found.pretrained_reaches) if found.pretrained_reaches == found.pretrained_reaches else "never",
-            _count(found.saved),
-            f"{found.pretrained_final:.3f}",
-            f"{found.scratch_final:.3f}",
-            f"{found.gain:+.3f} ± {found.final_margin:.3f}",
-            f"{found.before:.3f}" if found.before == found.before else _UNKNOWN,
-            f"{found.forgotten:+.3f}" if found.before == found.before else _UNKNOWN,
-        )
-        numbers = "".join(f"<td class=number>{cell}</td>" for cell in cells)
-        lines.append(f"<tr><th>{escape(task_title(key))}</th>{numbers}</tr>")
-    body = f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    names = f"{escape(pair.pretrained.name)} against {escape(pair.scratch.name)}"
-    table = f"<div class=scroll tabindex=0><table>{body}</table></div>"
-    return f"<h3>{names}</h3>\n<p>{words}</p>\n{table}"
+def cells(pair: Pair, key: TaskKey) -> list[str]:
+    """The numbers of one dataset as the page's table shows them, in the order of its columns."""
+    found = compare(pair, key)
+    known = found.before == found.before
+    return [
+        f"{found.scratch_best:.3f} ({found.scratch_best_instances:,.0f})",
+        count(found.pretrained_reaches) if found.pretrained_reaches == found.pretrained_reaches else "never",
+        count(found.saved),
+        f"{found.pretrained_final:.3f}",
+        f"{found.scratch_final:.3f}",
+        f"{found.gain:+.3f} ± {found.final_margin:.3f}",
+        f"{found.before:.3f}" if known else UNKNOWN,
+        f"{found.forgotten:+.3f}" if known else UNKNOWN,
+    ]
 
 
 def _what(run: Run) -> tuple:
@@ -230,7 +204,3 @@ def margin(one: dict[str, Any], other: dict[str, Any]) -> float:
         return 2 * statistics.stdev(differences) / math.sqrt(len(differences))
     errors = [value(row, "standard_error") for row in (one, other)]
     return 2 * math.sqrt(sum(error**2 for error in errors if error == error))
-
-
-def _count(number: float) -> str:
-    return _UNKNOWN if math.isnan(number) else f"{number:,.0f}"

@@ -17,6 +17,9 @@ from upscale.files import parse_yaml, read_json_lines
 TaskKey = tuple[str, str]
 """A task and its split: ("dyck", "validation")."""
 
+UNKNOWN = "–"
+"""Stands in tables where there is no number."""
+
 _REQUIRED_METRICS = ("step", "instances", "loss_bits_per_byte")
 _REQUIRED_EVALUATION = ("step", "instances", "bits_per_character")
 _METRICS_NUMBERS = (
@@ -118,6 +121,11 @@ def task_title(key: TaskKey) -> str:
     """The task as a reader meets it; that a task is generated goes without saying."""
     task, split = key
     return f"{task} ({split})" if split not in ("", "generated") else task
+
+
+def count(number: float) -> str:
+    """A whole number with commas; UNKNOWN for NaN."""
+    return UNKNOWN if math.isnan(number) else f"{number:,.0f}"
 
 
 def value(row: dict[str, Any], field: str) -> float:

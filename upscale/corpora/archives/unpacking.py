@@ -25,7 +25,7 @@ else:
     from backports import zstd
 
 BUFFER_BYTES = 1 << 20
-BLOCKS_AHEAD = 8
+PREFETCHED_BLOCKS = 8
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 31}
 """Windows up to 2 GiB, which `zstd --long=31` writes, instead of 128 MiB."""
@@ -106,16 +106,16 @@ def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
     else:
         inner, packing = raw, None
     if packing is not None:
-        inner = _Ahead(inner)
+        inner = _Prefetched(inner)
     return io.BufferedReader(Guarded(inner, str(path), packing), BUFFER_BYTES)
 
 
-class _Ahead:
-    """Unpacks a few blocks ahead on a thread: the libraries work outside Python's lock, so a core more is used."""
+class _Prefetched:
+    """Unpacks a few blocks before they are asked for, on a thread; the libraries release Python's lock meanwhile."""
 
     def __init__(self, inner) -> None:
         self.inner, self.left, self.ended = inner, b"", None
-        self.blocks: queue.Queue = queue.Queue(BLOCKS_AHEAD)
+        self.blocks: queue.Queue = queue.Queue(PREFETCHED_BLOCKS)
         self.closing = False
         self.thread = threading.Thread(target=self._fill, daemon=True)
         self.thread.start()

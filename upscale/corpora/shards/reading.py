@@ -21,7 +21,7 @@ from upscale.randomness.streams import Purpose, Stream
 
 
 class Split:
-    """One split of a prepared corpus: `len(split)` bytes, of which any stretch can be read, across pieces and shards.
+    """One split of a prepared corpus: `len(split)` bytes, any range of which can be read, across pieces and shards.
 
     Files are mapped at the first read.
     """
@@ -49,7 +49,7 @@ class Split:
     def read_each(self, starts: np.ndarray, length: int) -> list[memoryview | bytes]:
         """The `length` bytes from each of `starts` (n,) int64 on, not copied where they lie in one piece.
 
-        The places are computed at once, so that a stretch costs one slice.
+        The places are computed at once, so that each range costs one slice.
         """
         maps = self._maps
         places = zip(*(column.tolist() for column in (starts, *self._place(starts))), strict=True)
@@ -113,7 +113,7 @@ class Windows:
 
     def __init__(self, splits: Sequence[Split], weights: Sequence[float], *, context: int, seed: int) -> None:
         self._splits = list(splits)
-        self._heights = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        self._cumulative_weights = torch.tensor(weights, dtype=torch.float64).cumsum(0)
         self._starts = torch.tensor([len(split) - context for split in splits], dtype=torch.int64)
         self._length = context + 1
         self._seed = seed
@@ -164,8 +164,8 @@ class Windows:
         """
         stream = Stream(self._seed, instances & 0xFFFFFFFF, instances >> 32)
         words = stream.bits(Purpose.DATA_ORDER, 4)
-        drawn = words[:, 0].to(torch.float64) * 2.0**-32 * self._heights[-1]
-        corpora = torch.searchsorted(self._heights, drawn, right=True)
+        drawn = words[:, 0].to(torch.float64) * 2.0**-32 * self._cumulative_weights[-1]
+        corpora = torch.searchsorted(self._cumulative_weights, drawn, right=True)
         return corpora, ((words[:, 1] << 31) | (words[:, 2] >> 1)) % self._starts[corpora]
 
     def rows(self, instances: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from upscale.files import replacing
 
 @dataclass(frozen=True)
 class Part:
-    """The stretch of the text that becomes one shard."""
+    """The range of the text that becomes one shard."""
 
     split: str
     number: int

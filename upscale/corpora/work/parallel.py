@@ -19,8 +19,8 @@ from upscale.machine import cores
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 MOST_PROCESSES = 8
-ITEMS_AHEAD = 2
-"""Items a process may be ahead of the one whose result is read next."""
+PREFETCHED_ITEMS = 2
+"""Items for each process that are taken before the first of their results is read."""
 
 
 def usable_processes() -> int:
@@ -41,7 +41,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], proce
     try:
         for item in items:
             waiting.append(executor.submit(function, item))
-            if len(waiting) >= ITEMS_AHEAD * processes:
+            if len(waiting) >= PREFETCHED_ITEMS * processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

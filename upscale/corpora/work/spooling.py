@@ -1,7 +1,7 @@
 """Bringing a text onto disk once, unpacked, for shards to be cut from it: in its own order, or of sorted files.
 
-Files come in an archive's order but stand in the text in sorted order, so the spool keeps where each stretch lies and
-the text is read from it out of order. Peak memory is one batch of stretches a process, and the list of places.
+Files come in an archive's order but stand in the text in sorted order, so the spool records where each chunk lies and
+the text is read from it out of order. Peak memory is one batch of chunks a process, and the list of chunks.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from upscale.corpora.archives.inputs import Entry
 from upscale.corpora.work import parallel
 from upscale.errors import UserError
 
-STRETCH_BYTES = 1 << 20
 BATCH_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass
 class Spool:
-    """A text as stretches of one file, in the text's order, which need not be the file's."""
+    """A text as chunks of one file, in the text's order, which need not be the file's."""
 
     file: Path
     offsets: array
@@ -79,7 +78,7 @@ def spool_files(
     the joined text are collapsed, those that cross files too. Of two files of one name the later counts, as in
     unpacking. Entries that come `in_order` are read only as far as needed.
     """
-    places: dict[bytes, list[tuple[int, int, bool, bool]]] = {}
+    chunks: dict[bytes, list[tuple[int, int, bool, bool]]] = {}
     links: dict[bytes, bytes] = {}
     count = 0
     with open(file, "wb") as out, closing(entries):
@@ -87,32 +86,32 @@ def spool_files(
         with closing(changed):
             for batch in changed:
                 for name, first, content in batch:
-                    stretches = places.setdefault(name, [])
+                    of_file = chunks.setdefault(name, [])
                     if first:
-                        stretches.clear()
-                    stretches.append((out.tell(), len(content), content[:1] == b" ", content[-1:] == b" "))
+                        of_file.clear()
+                    of_file.append((out.tell(), len(content), content[:1] == b" ", content[-1:] == b" "))
                     out.write(content)
                 count += len(batch)
-                if in_order and take is not None and out.tell() - count >= take:  # a space may go from each stretch
+                if in_order and take is not None and out.tell() - count >= take:  # a space may go from each chunk
                     break
     for name, target in links.items():
-        if target not in places:
+        if target not in chunks:
             raise UserError(
                 f"{os.fsdecode(name)} is a hard link to {os.fsdecode(target)}, which is not among the files: unpack "
                 "the archive and pass the folder"
             )
-        places[name] = places[target]
-    return _in_sorted_order(places, file, collapsed, take)
+        chunks[name] = chunks[target]
+    return _in_sorted_order(chunks, file, collapsed, take)
 
 
 def _in_sorted_order(
-    places: dict[bytes, list[tuple[int, int, bool, bool]]], file: Path, collapsed: bool, take: int | None
+    chunks: dict[bytes, list[tuple[int, int, bool, bool]]], file: Path, collapsed: bool, take: int | None
 ) -> tuple[Spool, int]:
-    """The spool of (offset, length, begins with a space, ends with one) stretches by file, and its count of files."""
+    """The spool of (offset, length, begins with a space, ends with one) chunks by file, and its count of files."""
     offsets, lengths, total, files, after_space = array("q"), array("q"), 0, 0, False
-    for name in sorted(places, key=lambda name: name.split(b"/")):
+    for name in sorted(chunks, key=lambda name: name.split(b"/")):
         files += 1
-        for offset, length, begins_with_space, ends_with_space in places[name]:
+        for offset, length, begins_with_space, ends_with_space in chunks[name]:
             double = int(collapsed and after_space and begins_with_space)
             kept = length - double if take is None else min(length - double, take - total)
             offsets.append(offset + double)
@@ -125,7 +124,7 @@ def _in_sorted_order(
 
 
 class _Batch:
-    """Applies a change to every stretch of a batch; a class, so that other processes can be sent it."""
+    """Applies a change to every chunk of a batch; a class, so that other processes can be sent it."""
 
     def __init__(self, change: Callable[[bytes], bytes]) -> None:
         self.change = change
@@ -139,7 +138,7 @@ def _same(content: bytes) -> bytes:
 
 
 def _batches(entries: Iterator[Entry], links: dict[bytes, bytes]) -> Iterator[list[tuple[bytes, bool, bytes]]]:
-    """Lists of (name, is it the file's first stretch, content); hard links are put into `links`."""
+    """Lists of (name, is it the file's first chunk, content); hard links are put into `links`."""
     batch, size = [], 0
     for entry in entries:
         if entry.stream is None:
@@ -147,7 +146,7 @@ def _batches(entries: Iterator[Entry], links: dict[bytes, bytes]) -> Iterator[li
             continue
         links.pop(entry.name, None)
         first = True
-        while (content := entry.stream.read(STRETCH_BYTES)) or first:
+        while (content := entry.stream.read(CHUNK_BYTES)) or first:
             batch.append((entry.name, first, content))
             size, first = size + len(content), False
             if size >= BATCH_BYTES:
