@@ -1,6 +1,6 @@
 """Draws rows as shipped configs do, so that Triton compiles its kernels for the values of every launch they make.
 
-    python draw_configs.py CONFIG ...        prints one line: how many kernels of which name were launched
+python draw_configs.py CONFIG ...        prints one line: how many kernels of which name were launched
 """
 
 from __future__ import annotations

@@ -149,6 +149,18 @@ def test_the_training_arounds_precision_does_not_matter():
         torch.set_float32_matmul_precision(precision)
 
 
+def test_products_that_are_exact_already_leave_the_process_alone(monkeypatch):
+    """A thread that draws ahead on a GPU changed the setting while training compiled, which then failed."""
+
+    def refuse(*arguments):
+        raise AssertionError(f"sets {arguments}")
+
+    monkeypatch.setattr(torch._C, "_set_fp32_precision_setter", refuse)
+    with pytest.raises(AssertionError, match="sets"):
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+    LSTMSource(vocabulary=256, hidden=20, eager=True).write(*given(1, 2, 12))
+
+
 def test_seeds_are_kept_and_each_lane_and_round_has_its_own_program():
     """Against the seeds given; and equal conditions and seeds must give other rows in another lane or round."""
     _, conditions, seeds = given(1, 4, 64)

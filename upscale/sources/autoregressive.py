@@ -222,9 +222,15 @@ def filled(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 def exact_products(device: torch.device) -> Iterator[None]:
     """Full fp32 matrix products, whatever the training around has chosen for its own (TF32, bf16, autocast).
 
-    The setting is the process's: no other thread may multiply matrices meanwhile and expect TF32.
+    The setting is the process's: no other thread may multiply matrices meanwhile and expect TF32. It is left alone
+    where it is exact, as torch has it by default: a change in a thread that draws ahead makes torch.compile, which
+    guards on it, trace the training's blocks anew, or fail.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = [
+        backend
+        for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        if backend.fp32_precision not in ("none", "ieee")
+    ]
     chosen = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
