@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from tests.docs import commands, markdown
+from upscale import cli
 from upscale.config import files as config_files
 from upscale.config.schema import Config
 from upscale.errors import UserError
@@ -86,6 +87,17 @@ def test_keys_in_the_text_exist():
             section, dot, rest = key.partition(".")
             is_key = section in Config.model_fields and dot and rest.replace("_", "").replace(".", "").isalpha()
             if is_key and key not in known and not key.endswith((".yaml", ".py", ".md")):
+                wrong.append(f"{document}:{line}: {text}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_commands_in_the_text_exist():
+    known = {*cli.COMMANDS, "--help", "COMMAND", "..."}
+    wrong = []
+    for document in markdown.DOCUMENTS:
+        for line, text in markdown.quoted(document):
+            words = text.split()
+            if words[0] == "upscale" and len(words) > 1 and words[1] not in known:
                 wrong.append(f"{document}:{line}: {text}")
     assert not wrong, "\n".join(wrong)
 

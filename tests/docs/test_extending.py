@@ -1,17 +1,19 @@
-"""The recipes of docs/extending.md are tried: the components in it are found by their names, and work."""
+"""The recipes of docs/extending.md are tried: its components are found by their names and work; its figure is drawn."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
+import json
 
 import pytest
 import torch
 
 from tests.docs import markdown
 from tests.sources.common import assert_rows_do_not_depend_on_the_call, given
-from upscale import settings
+from upscale import report, settings
 from upscale.config import ModelConfig
+from upscale.report import figures
 from upscale.sources import SourceSettings
 
 NUMBERS = itertools.count()
@@ -79,3 +81,18 @@ def test_the_corpus_is_found_and_prepared(room, tmp_path, monkeypatch):
         "validation": 200,
         "test": 200,
     }
+
+
+def test_the_figure_is_drawn_where_runs_have_its_field(tmp_path, monkeypatch):
+    """One panel more, and nothing else: it is in the report of a run with the field, and left out without it."""
+    panel = figures._Panel("speed", "drawing", "Drawing rows", "draw_seconds", "seconds per step", "s")
+    monkeypatch.setattr(figures, "_PANELS", (*figures._PANELS, panel))
+    for name, extra in (("new", {"draw_seconds": 0.25}), ("old", {})):
+        (tmp_path / name).mkdir()
+        steps = ({"step": step, "instances": 8 * step, "loss_bits_per_byte": 8.0, **extra} for step in (1, 2))
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        pictures = {picture.file_name: picture for picture in figures.draw(report.read_runs([tmp_path / name]))}
+        assert ("drawing.png" in pictures) == (name == "new")
+    (tmp_path / "new" / "config.yaml").touch()
+    page = report.write_page(report.read_runs([tmp_path / "new"]), tmp_path / "report")
+    assert (page.parent / "drawing.png").is_file() and "Drawing rows" in page.read_text()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from types import ModuleType
 
 import pytest
 
+from tests import test_train
 from tests.docs import markdown
 
 TINY = """
@@ -40,7 +42,14 @@ def documented(heading: str) -> set[str]:
     return {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
 
 
-def test_rows_training_and_zero_shot_and_the_fields_of_the_run_directory(script, tmp_path):
+def forked(*words: str) -> None:
+    """What the script's `command` does, in a process that has imported torch already."""
+    code, output = test_train.finish(test_train.start([sys.executable, "-m", "upscale.cli", *words]))
+    assert code == 0, output
+
+
+def test_rows_training_and_zero_shot_and_the_fields_of_the_run_directory(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "command", forked)
     assert {len(row) for row in script.look_at_rows(TINY, rounds=2)} == {65}
     evaluation = ["evaluation.every=32", "evaluation.slices=4", "evaluation.tasks=[dyck]"]
     steps = script.pretrain(tmp_path / "run", 32, [*TINY, *evaluation])
