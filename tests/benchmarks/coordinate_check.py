@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny
+from upscale import optim
 from upscale.config import Config
 from upscale.model import parametrization
 from upscale.model.transformer import Transformer, row_losses
@@ -66,15 +67,11 @@ def coordinates(
 
 
 def plain(width: int, mup: bool, **changes: object) -> dict[str, float]:
-    """Coordinates after STEPS steps of torch.optim.AdamW."""
+    """Coordinates after STEPS steps of the config's optimizer, without an engine."""
     chosen = config(width, mup, **changes)
     model = parametrization.build(chosen)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [model.get_parameter(n) for n in g.names], "lr": g.learning_rate, "weight_decay": g.weight_decay}
-            for g in parametrization.parameter_groups(model, chosen)
-        ]
-    )
+    groups = optim.parameter_groups(model, chosen)
+    optimizer = optim.create(chosen, groups, dict(model.named_parameters()), torch.device("cpu")).torch_optimizer
 
     def forward(tokens: torch.Tensor) -> torch.Tensor:
         return model(tokens, DEPTH)

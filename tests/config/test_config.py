@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from upscale import planning
+from upscale import optim, planning
 from upscale.config import buffer_rows, enriched_rows
 from upscale.config import files as config_files
 from upscale.errors import UserError
@@ -38,7 +38,7 @@ def test_every_shipped_config_builds_with_exactly_the_planned_parameters(path):
     config = config_files.load(path).resolved()
     model = parametrization.build(config, "meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == planning.parameters(config.model)
-    assert len(parametrization.parameter_groups(model, config)) >= 2
+    assert len(optim.parameter_groups(model, config)) >= 2
 
 
 @pytest.mark.parametrize("width", DEPTHS_AND_HEADS)

@@ -12,7 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from upscale import optim
 from upscale.config.finetuning import CorpusConfig, Part, problems_of_fine_tuning
+from upscale.model import blocks
+from upscale.optim.muon import MuonSettings
 from upscale.settings import AUTO, Auto, Count, CountOrZero, NotNegative, Positive, Section, Share, integral
 from upscale.sources import KINDS, AnySource, problems_of_sources
 
@@ -34,6 +37,9 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
+    block: Literal[tuple(blocks.KINDS)] = "paper"
+    """What the model is a stack of (upscale/model/blocks): paper: norms after, ReLU, learned positions; llama: RMSNorm
+    before, RoPE, SwiGLU, no biases; prenorm: RMSNorm before, RoPE, normalised queries and keys, squared ReLU."""
     width: Count = 1024
     """Size of the residual stream, a multiple of `heads`."""
     depth: Count | Auto = AUTO
@@ -80,6 +86,10 @@ class SpikeConfig(Section):
 
 
 class OptimizerConfig(Section):
+    kind: Literal[tuple(optim.KINDS)] = "adamw"
+    """adamw: AdamW for every parameter; muon: Muon for hidden matrices, AdamW for all others."""
+    muon: MuonSettings = MuonSettings()
+    """muon only: how hidden matrices are trained."""
     learning_rate: Positive = 3e-4
     """Base learning rate at mup.base_width."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
@@ -298,12 +308,18 @@ def buffer_rows(data: DataConfig) -> int:
     return max(round(data.buffer * enriched_rows(data)), data.draw)
 
 
+def can_step(optimizer: OptimizerConfig, engine: EngineConfig) -> bool:
+    """Whether the engine leaves the optimizer what it needs."""
+    divided = engine.name == "deepspeed" and engine.zero_stage > 0
+    return not (divided and optim.KINDS[optimizer.kind].whole_matrices)
+
+
 def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, str]]:
     """Impossible combinations as (key, message), among those of the sections that are valid by themselves."""
     found: list[tuple[str, str]] = []
-    model, schedule, data, run, evaluation, optimizer, checkpoint, tracking = (
+    model, schedule, data, run, evaluation, optimizer, checkpoint, tracking, engine = (
         sections.get(name)
-        for name in ("model", "schedule", "data", "run", "evaluation", "optimizer", "checkpoint", "tracking")
+        for name in ("model", "schedule", "data", "run", "evaluation", "optimizer", "checkpoint", "tracking", "engine")
     )
     if model:
         heads = heads_of(model)
@@ -315,6 +331,8 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
                     f"{model.width} is not a multiple of model.heads = {heads}; the next that is: {near[0]}",
                 )
             )
+        else:
+            found += blocks.KINDS[model.block].problems(model, heads)
         if depth_of(model) < 1:
             found.append(
                 (
@@ -332,6 +350,14 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
         message = "rollback needs checkpoints during the run: set checkpoint.every or checkpoint.every_steps"
         regular = checkpoint.every or checkpoint.every_steps or checkpoint.milestones
         found.extend([] if regular else [("optimizer.spike.action", message)])
+    if optimizer and engine and not can_step(optimizer, engine):
+        message = (
+            f"{optimizer.kind} updates whole matrices, but DeepSpeed's ZeRO stage {engine.zero_stage} divides them into "
+            "flat partitions: set engine.zero_stage=0 or engine.name=fsdp, or optimizer.kind=adamw"
+        )
+        found.append(("optimizer.kind", message))
+    if optimizer and optimizer.kind != "muon" and optimizer.muon != MuonSettings():
+        found.append(("optimizer.muon", "is read with optimizer.kind=muon only; set that, or leave it out"))
     if data:
         if data.reset.constant + data.reset.noise > 1:
             found.append(

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 
 import torch
 
+from upscale import optim
 from upscale.config import Config
 from upscale.distributed.world import World
 from upscale.engines import Fragment, StepReport, buckets
 from upscale.errors import UserError
-from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
-from upscale.optim.adamw import ScheduledAdamW, freeze
 
 TESTED_VERSION = "0.19.8"
 
@@ -48,7 +47,7 @@ class DeepSpeedEngine:
         self.world, self.stage, self.clip = world, config.engine.zero_stage, config.optimizer.clip
         self.parameters = dict(model.named_parameters())
         model.to(world.device)
-        self.optimizer = ScheduledAdamW(config, parameter_groups(model, config), self.parameters, world.device)
+        self.optimizer = optim.create(config, optim.parameter_groups(model, config), self.parameters, world.device)
         settings = {
             # Rows and accumulation are the trainer's: DeepSpeed only learns where an optimizer step ends.
             "train_micro_batch_size_per_gpu": 1,
@@ -65,9 +64,9 @@ class DeepSpeedEngine:
             "wall_clock_breakdown": False,
         }
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
+            model=model, optimizer=self.optimizer.torch_optimizer, config=settings, dist_init_required=False
         )
-        freeze(self.optimizer.groups, self.parameters)
+        optim.freeze(self.optimizer.groups, self.parameters)
         self.zero = self.engine.optimizer
         if self.stage == 3:
             partitions = enumerate(self.zero.fp32_partitioned_groups_flat)
