@@ -1,4 +1,4 @@
-"""Parameters against the modules, FLOPs against torch's own counter, and a run's total against a walk over its instances."""
+"""Parameters against the modules, FLOPs against torch's counter, a run's total against a walk over its instances."""
 
 import pytest
 import torch

@@ -98,8 +98,9 @@ def test_hidden_matrices_have_muons_rates_and_all_others_those_of_adamw(block):
                 assert group.learning_rate == pytest.approx(0.02 * 0.5**depth) and group.weight_decay == 0.01
                 assert group.matrices == parametrization.described(name, block).matrices
             else:
-                assert group.matrices == 0 and group.frozen == adamw[name].frozen
-                assert (group.learning_rate, group.weight_decay) == (adamw[name].learning_rate, adamw[name].weight_decay)
+                other = adamw[name]
+                assert group.matrices == 0 and group.frozen == other.frozen
+                assert (group.learning_rate, group.weight_decay) == (other.learning_rate, other.weight_decay)
     assert sorted(name for group in table for name in group.names) == sorted(adamw)
 
 

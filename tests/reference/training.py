@@ -9,7 +9,6 @@ from upscale.config import Config
 from upscale.model import parametrization
 from upscale.model.transformer import row_losses
 
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -31,6 +30,8 @@ class PlainMuon:
             parameter.copy_((1 - learning_rate * weight_decay) * parameter - learning_rate * moved)
 
     def direction(self, matrix: torch.Tensor) -> torch.Tensor:
+        if not matrix.any():  # of a block whose gate is still zero
+            return matrix
         left, values, right = torch.linalg.svd(matrix.double() / matrix.double().norm(), full_matrices=False)
         a, b, c = COEFFICIENTS
         for _ in range(self.settings.newton_schulz_steps):
@@ -40,8 +41,10 @@ class PlainMuon:
 
 
 class PlainTrainer:
-    """torch.optim.AdamW, and PlainMuon for matrices if asked for, over the whole batch at once; a sleeping group is simply not given to the optimizer yet, and a
-    frozen one needs no gradient."""
+    """torch.optim.AdamW, and PlainMuon for matrices if asked for, over the whole batch at once.
+
+    A sleeping group is simply not given to the optimizer yet, and a frozen one needs no gradient.
+    """
 
     def __init__(self, config: Config):
         self.config = config

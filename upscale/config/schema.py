@@ -352,8 +352,8 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
         found.extend([] if regular else [("optimizer.spike.action", message)])
     if optimizer and engine and not can_step(optimizer, engine):
         message = (
-            f"{optimizer.kind} updates whole matrices, but DeepSpeed's ZeRO stage {engine.zero_stage} divides them into "
-            "flat partitions: set engine.zero_stage=0 or engine.name=fsdp, or optimizer.kind=adamw"
+            f"{optimizer.kind} updates whole matrices, but DeepSpeed's ZeRO stage {engine.zero_stage} divides them "
+            "into flat partitions: set engine.zero_stage=0 or engine.name=fsdp, or optimizer.kind=adamw"
         )
         found.append(("optimizer.kind", message))
     if optimizer and optimizer.kind != "muon" and optimizer.muon != MuonSettings():

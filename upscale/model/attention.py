@@ -46,7 +46,7 @@ class Attention(nn.Module):
         return self.query_norm(query), self.key_norm(key)
 
     def queries_keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values (rows, heads, positions, head size), all of one type, from (rows, positions, width)."""
+        """Queries, keys and values (rows, heads, positions, head size), all of one type."""
         rows, positions, _ = x.shape
         query, key, value = (
             self.project_in(x).view(rows, positions, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)

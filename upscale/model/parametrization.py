@@ -11,9 +11,9 @@ With r = width / base_width, trained by AdamW:
 | gain      | 0 (value 1)             | 1             | 1            |         |
 | gate      | 0                       | 1             | 1            |         |
 
-Every block names the roles of its parameters (model/blocks). Learning rate times weight decay is the same for every role, so decay does not depend on the width; that is also the
-rule of `mup.MuAdamW`, the oracle of the tests. The numbers are floats taken from the config alone: nothing is attached
-to a parameter that sharding could lose.
+Every block names the roles of its parameters (model/blocks). Learning rate times weight decay is the same for every
+role, so decay does not depend on the width; that is also the rule of `mup.MuAdamW`, the oracle of the tests. The
+numbers are floats taken from the config alone: nothing is attached to a parameter that sharding could lose.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
 
     DeepSpeed in its float32 mode moves float32 everywhere; stage 2 reduces in every pass, stage 3 gathers twice and
     reduces in every pass. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2
-    gather after the optimizer's step never does, nor what an optimizer of whole matrices gathers in it. FSDP2 gathers matrices in bfloat16 and reduces in the last pass only.
+    gather after the optimizer's step never does, nor what an optimizer of whole matrices gathers in it. FSDP2 gathers
+    matrices in bfloat16 and reduces in the last pass only.
     """
     ranks, total = cluster.ranks, parameters(config.model)
     one_way = 4.0 * total * (ranks - 1) / ranks

@@ -1,4 +1,4 @@
-"""Blocks: what a model is a stack of. A block is one file here, with its module, its parameters' roles and its costs."""
+"""Blocks, of which a model is a stack: one file each, with its module, its parameters' roles and its costs."""
 
 from __future__ import annotations
 

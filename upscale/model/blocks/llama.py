@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.model.attention import RotaryAttention, rms_norm, rotary_problems
-from upscale.model.blocks.base import Block, Parameter
+from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter
 from upscale.model.dropout import Dropout
 
 if TYPE_CHECKING:
