@@ -107,7 +107,7 @@ def test_hidden_matrices_have_muons_rates_and_all_others_those_of_adamw(block):
 @pytest.mark.parametrize("block", ["paper", "prenorm"])
 def test_coordinates_are_flat_over_widths(block):
     """As tests/model/test_parametrization.py: one learning rate serves every width."""
-    sizes = [plain(width, True, model__block=block, **MUON) for width in WIDTHS[:-1]]
+    sizes = [plain(width, True, 2, model__block=block, **MUON) for width in WIDTHS[:-1]]
     flat = {name: slope([one[name] for one in sizes]) for name in sizes[0]}
     assert max(abs(value) for value in flat.values()) < 0.2, flat
 
