@@ -51,7 +51,7 @@ class ModelConfig(Section):
     vocabulary: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1 << 15)] = BYTES
     """Token ids; bytes need 256, and more are for sources whose tokens are no bytes. Above 256, rows are int16."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout probability after each norm."""
+    """Dropout probability: after each norm of the paper's block, in others of what attention and feed-forward add."""
     dropout_keys: Literal["rank", "row"] = "rank"
     """What keys dropout's masks besides the step: the rank (no cost), or the row (equal losses in any world)."""
     plain_blocks: CountOrZero = 8
@@ -59,7 +59,8 @@ class ModelConfig(Section):
     group_blocks: Count = 8
     """Blocks that wake together."""
     qk_norm: bool = False
-    """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size)."""
+    """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size). The
+    prenorm block always does."""
     compile: bool | Auto = AUTO
     """torch.compile per block; auto: with a GPU, but not under ZeRO stage 3."""
     checkpointing: Literal["none", "selective", "full"] = "none"
