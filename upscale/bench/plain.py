@@ -1,6 +1,6 @@
 """What the engine is compared with, at one rank: the same model without an engine, and the paper's step.
 
-- `plain PyTorch` runs the same operations, compiled alike, with torch's AdamW: what is missing is the engine alone.
+- `plain PyTorch` runs the same operations, compiled alike, with the same optimizer: only the engine is missing.
 - `paper's step` is what one writes first, as the paper's published code does: autocast, attention by two matrix
   products and a softmax, no compilation, one default AdamW. Autocast is to bfloat16, as fast as the paper's float16,
   and without its loss scaling.
