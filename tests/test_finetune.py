@@ -153,6 +153,7 @@ def test_reinitialized_and_frozen_parts_at_every_engine_and_stage(folder):
         ({"model__vocabulary": 128}, r"vocabulary: there 256, here 128: .* or init.reinitialize=\[embeddings, head\]"),
         ({"model__context": 8}, r"model.context: there 16, here 8: .* or init.reinitialize=\[embeddings\]"),
         ({"model__qk_norm": "true"}, r"model.qk_norm: there False, here True: set model.qk_norm=false, or"),
+        ({"model__block": "llama"}, r"model.block: there paper, here llama: set model.block=paper$"),
         ({"mup__base_width": 32}, r"mup.base_width: there 64, here 32"),
         ({"init__step": 7}, r"has no step 7; it has 6, 12.*Only milestones"),
         ({"init__from": "nowhere"}, r"there is no nowhere"),

@@ -6,6 +6,7 @@ import pytest
 
 from upscale import schedule
 from upscale.config import files as config_files
+from upscale.model import parametrization
 
 CONFIG = config_files.load(None).resolved()
 
@@ -47,7 +48,7 @@ def test_without_waking_every_block_is_active_from_the_start():
 
 
 def test_wake_groups_of_blocks():
-    groups = [schedule.wake_group(block, CONFIG.model) for block in range(34)]
+    groups = [parametrization.wake_group(block, CONFIG.model) for block in range(34)]
     assert groups == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8 + [4] * 2
 
 

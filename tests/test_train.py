@@ -314,7 +314,9 @@ def test_more_ranks_than_lanes_exit_2_on_every_rank_with_one_message(tmp_path):
 
 def test_a_directory_of_another_config_is_refused_and_untouched(single):
     before = {path: path.read_bytes() for path in single.rglob("*") if path.is_file()}
-    output = train(single, "model.width=64", "data.lanes=6", "tracking.log_every=2", expect=2)
+    changed = ["model.width=64", "model.block=llama", "optimizer.kind=muon", "engine.zero_stage=0", "data.lanes=6"]
+    output = train(single, *changed, "tracking.log_every=2", expect=2)
+    assert "model.block: was 'paper', now 'llama'" in output and "optimizer.kind: was 'adamw', now 'muon'" in output
     assert "model.width: was 32, now 64" in output and "data.lanes: was 12, now 6" in output
     assert "tracking.log_every" not in output
     assert "already holds a run" in train(single, "run.resume=never", expect=2)

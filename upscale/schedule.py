@@ -47,11 +47,6 @@ def planned_instances(schedule: ScheduleConfig, lanes: int, steps: int | None) -
     return seen
 
 
-def wake_group(block: int, model: ModelConfig) -> int:
-    """0 for a plain block, k for a block of the k-th group to wake."""
-    return 0 if block < model.plain_blocks else 1 + (block - model.plain_blocks) // model.group_blocks
-
-
 def awake_groups(instances: int, schedule: ScheduleConfig) -> int:
     """How many groups have woken: one every `wake_every` instances, all from the start when that is 0."""
     return instances // schedule.wake_every if schedule.wake_every else 2**31

@@ -78,3 +78,18 @@ def _subclasses(base: type) -> Iterator[type]:
     for subclass in base.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
+
+
+def classes(room: ModuleType, base: type) -> dict[str, type]:
+    """The subclasses of `base` in a room, by the name that their attribute `kind` gives, sorted.
+
+    Imports every file and folder of the room once. Raises TypeError when two claim one name.
+    """
+    for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
+    found: dict[str, type] = {}
+    for component in _subclasses(base):
+        kind = vars(component).get("kind")
+        if kind and found.setdefault(kind, component) is not component:
+            raise TypeError(f"{component.__qualname__} and {found[kind].__qualname__} are both called {kind!r}")
+    return dict(sorted(found.items()))

@@ -24,8 +24,8 @@ from upscale.checkpoint.manager import Counters, Saver
 from upscale.config import Config
 from upscale.data import lanes
 from upscale.distributed.world import World
-from upscale.engines import STATES
 from upscale.model import parametrization
+from upscale.optim.adamw import STATES
 
 ENGINES = {
     "deepspeed stage 1": {"engine__zero_stage": 1},
@@ -57,7 +57,7 @@ def session(world: World, folder: Path, config: Config) -> Saver:
     engine = engines.create(config, parametrization.build(config), world)
     owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
     for fragment in engine.fragments():
-        for state in STATES[1:]:
+        for state in STATES:
             fragment.tensors[state].normal_()  # pages of zeros would not be resident
     return Saver(config, folder, world, engine, lanes.from_config(config, owned, world.device))
 

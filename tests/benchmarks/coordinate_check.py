@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny
+from upscale import optim
 from upscale.config import Config
 from upscale.model import parametrization
 from upscale.model.transformer import Transformer, row_losses
@@ -40,13 +41,15 @@ def config(width: int, mup: bool, **changes: object) -> Config:
     )
 
 
-def rows(step: int) -> torch.Tensor:
-    return torch.randint(0, 256, (ROWS, CONTEXT + 1), generator=torch.Generator().manual_seed(step))
+def rows(step: int, tokens: int = 256) -> torch.Tensor:
+    """Rows of so many token ids. Of few, a model learns something in four steps; of 256 drawn alike it learns what
+    shrinks as 1 / sqrt(width) where no learned position is common to all rows."""
+    return torch.randint(0, tokens, (ROWS, CONTEXT + 1), generator=torch.Generator().manual_seed(step))
 
 
 @torch.no_grad()
 def coordinates(
-    model: Transformer, forward: Callable, initial: torch.Tensor | None
+    model: Transformer, forward: Callable, initial: torch.Tensor | None, tokens: int = 256
 ) -> tuple[dict[str, float], torch.Tensor]:
     """Mean absolute value of what enters each norm of one batch, and of how far logits moved from `initial`."""
     sizes: dict[str, float] = {}
@@ -58,34 +61,30 @@ def coordinates(
                     lambda _module, _inputs, output, name=name: sizes.__setitem__(name, output.abs().mean().item())
                 )
             )
-    logits = forward(rows(99)[:, :-1])
+    logits = forward(rows(99, tokens)[:, :-1])
     for hook in hooks:
         hook.remove()
     sizes[LOGITS] = (logits - initial).abs().mean().item() if initial is not None else 0.0
     return sizes, logits
 
 
-def plain(width: int, mup: bool, **changes: object) -> dict[str, float]:
-    """Coordinates after STEPS steps of torch.optim.AdamW."""
+def plain(width: int, mup: bool, tokens: int = 256, **changes: object) -> dict[str, float]:
+    """Coordinates after STEPS steps of the config's optimizer, without an engine."""
     chosen = config(width, mup, **changes)
     model = parametrization.build(chosen)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [model.get_parameter(n) for n in g.names], "lr": g.learning_rate, "weight_decay": g.weight_decay}
-            for g in parametrization.parameter_groups(model, chosen)
-        ]
-    )
+    groups = optim.parameter_groups(model, chosen)
+    optimizer = optim.create(chosen, groups, dict(model.named_parameters()), torch.device("cpu")).torch_optimizer
 
-    def forward(tokens: torch.Tensor) -> torch.Tensor:
-        return model(tokens, DEPTH)
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        return model(inputs, DEPTH)
 
-    _, initial = coordinates(model, forward, None)
+    _, initial = coordinates(model, forward, None, tokens)
     for step in range(STEPS):
-        batch = rows(step)
+        batch = rows(step, tokens)
         optimizer.zero_grad()
         (row_losses(model(batch[:, :-1], DEPTH), batch[:, 1:]).sum() / (ROWS * CONTEXT)).backward()
         optimizer.step()
-    return coordinates(model, forward, initial)[0]
+    return coordinates(model, forward, initial, tokens)[0]
 
 
 def slopes(mup: bool, measure: Callable[[int, bool], dict[str, float]] = plain) -> dict[str, float]:

@@ -24,8 +24,8 @@ from upscale.checkpoint.manager import Counters, Saver
 from upscale.config import Config
 from upscale.data import lanes
 from upscale.distributed.world import World
-from upscale.engines import STATES
 from upscale.model import parametrization
+from upscale.optim.adamw import STATES
 
 ENGINES = {
     **{f"deepspeed-{stage}": {"engine__name": "deepspeed", "engine__zero_stage": stage} for stage in (0, 1, 2, 3)},
@@ -54,7 +54,7 @@ class Cell:
 CELLS = [Cell(*parts) for parts in itertools.product(ENGINES, ENGINES, READING_RANKS)]
 
 
-def config(engine: str) -> Config:
+def config(engine: str, **changes: object) -> Config:
     """The tiny config whose groups of blocks wake at steps 6 and 12, on lanes of noise and constants."""
     return common.config(
         run__seed=SEED,
@@ -62,21 +62,26 @@ def config(engine: str) -> Config:
         data__sources="[{kind: uniform}]",
         checkpoint__asynchronous="false",
         **ENGINES[engine],
+        **changes,
     )
 
 
 class Session:
     """A trainer in small: engine, lanes, counters and saver of one rank."""
 
-    def __init__(self, world: World, folder: Path, engine: str):
+    def __init__(self, world: World, folder: Path, engine: str, **changes: object):
         # ZeRO 3 replaces this for the whole process, and its gradients reach ZeRO 2's buckets in another order.
         torch.nn.functional.linear = LINEAR
-        self.world, self.config = world, config(engine)
+        self.world, self.config = world, config(engine, **changes)
         self.engine = engines.create(self.config, parametrization.build(self.config), world)
         owned = lanes.owned_lanes(self.config.data.lanes, world.rank, world.size)
         self.lanes = lanes.from_config(self.config, owned, world.device)
         self.saver = Saver(self.config, folder, world, self.engine, self.lanes)
         self.counters, _ = self.saver.resume()
+
+    def save(self) -> None:
+        failure = self.saver.save(self.counters.instances, self.counters) or self.saver.wait()
+        assert not failure, failure
 
     def train(self, steps: int) -> list[float]:
         """The global loss of each step."""
@@ -96,8 +101,7 @@ def save_each(world: World, folder: Path, names: list[str], steps: int) -> dict[
     for name in names:
         session = Session(world, folder / name, name)
         session.train(STEPS_BEFORE)
-        failure = session.saver.save(session.counters.instances, session.counters) or session.saver.wait()
-        assert not failure, failure
+        session.save()
         found[name] = session.train(steps)
     return found
 
@@ -124,7 +128,7 @@ def control(world: World, folder: Path, steps: int) -> float:
     expected = save_each(world, folder, ["fsdp"], steps)["fsdp"]
     session = Session(world, folder / "fsdp", "fsdp")
     for fragment in session.engine.fragments():
-        for state in STATES[1:]:
+        for state in STATES:
             fragment.tensors[state].zero_()
     return difference(session.train(steps), expected)
 

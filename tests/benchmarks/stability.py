@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny
+from upscale import optim
 from upscale.config import Config
 from upscale.distributed.world import World
 from upscale.evaluation.tasks import TEXTS
@@ -57,7 +58,7 @@ def train(chosen: Config, text: torch.Tensor, steps: int) -> dict:
     """Bits per byte of every step and, every OBSERVE_EVERY steps, what the observer sees."""
     model = parametrization.build(chosen)
     observer, world = Observer(model), World.single()
-    groups = parametrization.parameter_groups(model, chosen)
+    groups = optim.parameter_groups(model, chosen)
     optimizer = torch.optim.AdamW(
         {"params": [model.get_parameter(name) for name in group.names], "weight_decay": group.weight_decay}
         for group in groups

@@ -15,8 +15,10 @@ from upscale.checkpoint import manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.writer import Writer, snapshot
 from upscale.distributed.world import World
-from upscale.engines import STATES, Fragment
+from upscale.engines import Fragment
+from upscale.optim import adamw
 
+STATES = ("weight", *adamw.STATES)
 SIZES = {"matrix": 101, "bias": 7, "gate": 1}
 
 

@@ -88,9 +88,10 @@ def test_plan_reads_the_file(results, capsys):
     assert "MFU 31.0% of 989 TFLOP/s, 35.0% in forward and backward passes alone" in capsys.readouterr().out
 
 
-def test_the_baselines_compute_what_the_model_computes():
+@pytest.mark.parametrize("block", ["paper", "llama", "prenorm"])
+def test_the_baselines_compute_what_the_model_computes(block):
     """Attention by products and a softmax against the fused one, causal mask and scale included."""
-    config = tiny.config(model__qk_norm="true")
+    config = tiny.config(model__qk_norm="true", model__block=block)
     fused, world = parametrization.build(config), World.single()
     tokens = torch.randint(0, 256, (3, 16))
     for made in (plain.without_engine, plain.paper_step):

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 import upscale
-from upscale import planning
+from upscale import optim, planning
+from upscale.checkpoint import run_directory
 from upscale.config import buffer_rows, enriched_rows
 from upscale.config import files as config_files
 from upscale.errors import UserError
@@ -45,7 +46,7 @@ def test_every_shipped_config_builds_with_exactly_the_planned_parameters(path):
     config = config_files.load(path).resolved()
     model = parametrization.build(config, "meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == planning.parameters(config.model)
-    assert len(parametrization.parameter_groups(model, config)) >= 2
+    assert len(optim.parameter_groups(model, config)) >= 2
 
 
 @pytest.mark.parametrize("width", DEPTHS_AND_HEADS)
@@ -79,6 +80,16 @@ def test_numbers_as_users_write_them():
     assert config.schedule.warmup == 1_600_000
 
 
+def test_a_config_from_before_blocks_and_optimizers_had_names_is_the_same(tmp_path):
+    """Written without those keys, as runs of earlier versions have it."""
+    tree = config_files.as_tree(config_files.load(None))
+    del tree["model"]["block"], tree["optimizer"]["kind"], tree["optimizer"]["muon"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    old = config_files.load(tmp_path / "config.yaml")
+    assert run_directory.changes(config_files.as_tree(old), config_files.as_tree(config_files.load(None))) == {}
+    assert (old.model.block, old.optimizer.kind) == ("paper", "adamw")
+
+
 def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("model: {widht: 384, dropout: 2}\nmodle: {}\nschedule: {batch: {start: 9, end: 4}}\n")
@@ -102,6 +113,15 @@ def test_all_problems_at_once_with_origin_value_and_nearest_key(tmp_path):
         (
             ["model.width=1001", "model.heads=8"],
             "model.width: 1001 is not a multiple of model.heads = 8; the next that is: 1008",
+        ),
+        (
+            ["model.block=lama"],
+            "model.block: input should be 'llama', 'paper' or 'prenorm', given 'lama'",
+        ),
+        (
+            ["model.block=llama", "model.width=1080", "model.heads=8"],
+            "model.heads: 8 heads of size 135 at width 1080: model.block = llama turns pairs of numbers, so a head's "
+            "size must be even",
         ),
         (["model.width=64"], "model.depth: auto gives -16 blocks at width 64"),
         (["schedule.batch.from=2e6"], "schedule.batch.to: 1000000 is before schedule.batch.from = 2000000"),

@@ -89,13 +89,13 @@ def copies(engine: engines.Engine, *prefixes: str) -> dict:
     return {f.name: (f.offset, {key: tensor.clone() for key, tensor in f.tensors.items()}) for f in chosen}
 
 
-def sizes() -> dict[str, int]:
-    return {name: p.numel() for name, p in parametrization.build(config(), "meta").named_parameters()}
+def sizes(**changes: object) -> dict[str, int]:
+    return {name: p.numel() for name, p in parametrization.build(config(**changes), "meta").named_parameters()}
 
 
-def whole(results: list[dict], state: str) -> dict[str, torch.Tensor]:
+def whole(results: list[dict], state: str, **changes: object) -> dict[str, torch.Tensor]:
     """Parameters put together from every rank's fragments; where several hold an element, theirs must be equal."""
-    found = {name: torch.full((size,), math.nan) for name, size in sizes().items()}
+    found = {name: torch.full((size,), math.nan) for name, size in sizes(**changes).items()}
     for result in results:
         for name, (offset, tensors) in result["end"].items():
             here = found[name][offset : offset + len(tensors[state])]
@@ -104,24 +104,28 @@ def whole(results: list[dict], state: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_equals_plain_trainer(results: list[dict], label: str) -> None:
-    """Losses to 1e-6, weights, counters, sleeping parameters, and that every element is saved exactly once."""
-    losses, weights = plain_run()
+def assert_equals_plain_trainer(results: list[dict], label: str, **changes: object) -> None:
+    """Losses to 1e-6, weights, counters, sleeping parameters, and that every element is saved exactly once.
+
+    `changes` are those of the config that the plain trainer shares with the engine.
+    """
+    losses, weights = plain_run(**changes)
     for result in results:
         worst = max(abs(here - there) / there for here, there in zip(result["losses"], losses, strict=True))
         assert worst <= 1e-6, f"{label}: losses differ by {worst:.2e}"
         assert result["steps"] == {0: STEPS, 1: STEPS - 4, 2: STEPS - 8}, label
         assert all(report.applied for report in result["reports"]), label
         assert result["reports"] == results[0]["reports"], label
-    for name, value in whole(results, "weight").items():
+    for name, value in whole(results, "weight", **changes).items():
         torch.testing.assert_close(value, weights[name], atol=3e-5, rtol=1e-4, msg=f"{label} {name}")
-    initial = dict(parametrization.build(config()).named_parameters())
+    initial = dict(parametrization.build(config(**changes)).named_parameters())
     for result in results:
         for name, (offset, tensors) in result["asleep"].items():
             here = initial[name].detach().view(-1)[offset : offset + len(tensors["weight"])]
             assert torch.equal(tensors["weight"], here), f"{name} changed while asleep: {label}"
-            assert not tensors["exp_avg"].any() and not tensors["exp_avg_sq"].any(), label
-    for name, size in sizes().items():
+            states = [tensor for state, tensor in tensors.items() if state != "weight"]
+            assert states and not any(tensor.any() for tensor in states), label
+    for name, size in sizes(**changes).items():
         saved = torch.zeros(size)
         for result in results:
             offset, length = result["saved"].get(name, (0, 0))
@@ -139,9 +143,9 @@ def assert_skipped(results: list[dict], label: str) -> None:
 
 
 @functools.cache
-def plain_run() -> tuple[list[float], dict[str, torch.Tensor]]:
+def plain_run(**changes: object) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final flat weights of tests/reference/training.py in fp32."""
-    trainer = PlainTrainer(config())
+    trainer = PlainTrainer(config(**changes))
     losses = [trainer.step(global_rows(step), step * BATCH) for step in range(STEPS)]
     return losses, {name: p.detach().view(-1) for name, p in trainer.model.named_parameters()}
 

@@ -17,6 +17,7 @@ from upscale.distributed.world import World
 from upscale.engines import fsdp
 from upscale.errors import UserError
 from upscale.model import parametrization
+from upscale.optim.adamw import STATES
 
 FSDP = {"engine__name": "fsdp"}
 KEPT = {**FSDP, "engine__reshard": "false"}
@@ -64,8 +65,8 @@ def held(world: World) -> dict[str, int]:
     config = common.config(**FSDP)
     engine = engines.create(config, parametrization.build(config), world)
     fragments = list(engine.fragments())
-    assert not any(f.tensors[state].any() for f in fragments for state in ("exp_avg", "exp_avg_sq"))
-    assert all(f.tensors[state].dtype == torch.float32 for f in fragments for state in engines.STATES)
+    assert not any(f.tensors[state].any() for f in fragments for state in STATES)
+    assert all(f.tensors[state].dtype == torch.float32 for f in fragments for state in ("weight", *STATES))
     return {f.name: f.tensors["weight"].numel() for f in fragments}
 
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests import tiny
 from tests.model.test_dropout import row_keys
 from tests.model.test_transformer import TOKENS, random_model
+from upscale.model import blocks
 from upscale.model.transformer import row_losses
 
 
@@ -25,11 +26,12 @@ def backward(checkpointing: str, keys: torch.Tensor | None, **changes: object) -
 @pytest.mark.parametrize("checkpointing", ["selective", "full"])
 @pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_losses_and_gradients_are_bit_equal(checkpointing, keyed, precision):
+@pytest.mark.parametrize("block", blocks.KINDS)
+def test_losses_and_gradients_are_bit_equal(block, checkpointing, keyed, precision):
     """With progressive blocks, two of them asleep, and dropout's masks from torch's generator or from keys."""
     keys = row_keys(len(TOKENS)) if keyed else None
-    kept, _ = backward("none", keys, engine__precision=precision)
-    again, _ = backward(checkpointing, keys, engine__precision=precision)
+    kept, _ = backward("none", keys, model__block=block, engine__precision=precision)
+    again, _ = backward(checkpointing, keys, model__block=block, engine__precision=precision)
     for one, other in zip(kept, again, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
 

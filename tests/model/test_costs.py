@@ -1,4 +1,4 @@
-"""FLOPs against torch's own counter, and a run's total against a walk over its instances."""
+"""Parameters against the modules, FLOPs against torch's counter, a run's total against a walk over its instances."""
 
 import pytest
 import torch
@@ -6,13 +6,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import tiny
 from upscale import planning, schedule
-from upscale.model import parametrization
+from upscale.model import blocks, costs, parametrization
 
 
+@pytest.mark.parametrize("block", blocks.KINDS)
+@pytest.mark.parametrize("qk_norm", ["false", "true"])
+def test_parameters_are_those_of_the_modules(block, qk_norm):
+    """Against named_parameters, of the model and of a block."""
+    chosen = tiny.config(model__block=block, model__qk_norm=qk_norm, model__width=96).model
+    model = parametrization.build(tiny.config(model__block=block, model__qk_norm=qk_norm, model__width=96), "meta")
+    assert sum(parameter.numel() for _, parameter in model.named_parameters()) == planning.parameters(chosen)
+    inside = dict(model.insides()[0].named_parameters())
+    assert sum(parameter.numel() for parameter in inside.values()) == costs.block_parameters(chosen)
+    matrices = sum(parameter.numel() for parameter in inside.values() if parameter.ndim == 2)
+    assert chosen.depth * matrices == costs.matrix_parameters(chosen)
+
+
+@pytest.mark.parametrize("block", blocks.KINDS)
 @pytest.mark.parametrize("active", [2, 4, 6])
-def test_flops_are_torchs_count(active):
+def test_flops_are_torchs_count(block, active):
     """Of the forward pass; the backward pass has twice as many, and its recomputation is never counted (PaLM)."""
-    chosen = tiny.config(model__width=64)
+    chosen = tiny.config(model__width=64, model__block=block)
     model = parametrization.build(chosen)
     tokens = torch.zeros(3, chosen.model.context, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:

@@ -9,10 +9,12 @@ from torch import nn
 
 from tests import tiny
 from tests.benchmarks.coordinate_check import WIDTHS, plain, slope, slopes
+from upscale import optim
 from upscale.config import files as config_files
-from upscale.model import parametrization
+from upscale.model import blocks, parametrization
 
-BASE_WIDTH, WIDTH = 64, 256
+BASE_WIDTH, WIDTH = 96, 384  # where 8/3 of the width, llama's hidden layer, is not rounded
+BLOCKS = list(blocks.KINDS)
 
 
 def config(width: int, **changes: object):
@@ -26,22 +28,43 @@ def with_infinite_shapes(width: int, **changes: object):
     return model
 
 
-def test_every_parameter_has_exactly_one_role():
-    model = parametrization.build(config(64, model__qk_norm="true"), "meta")
-    assert {parametrization.role_of(name) for name, _ in model.named_parameters()} == set(parametrization.ROLE_PATTERNS)
-    with pytest.raises(LookupError, match="blocks.0.new.weight"):
-        parametrization.role_of("blocks.0.new.weight")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_parameter_has_a_role_and_every_row_of_a_blocks_table_a_parameter(block):
+    names, found = set(), set()
+    for qk_norm in ("false", "true"):
+        model = parametrization.build(config(64, model__block=block, model__qk_norm=qk_norm), "meta")
+        found |= {parametrization.role_of(name, block) for name, _ in model.named_parameters()}
+        names |= {name for name, _ in model.insides()[0].named_parameters()}
+    assert names == set(blocks.KINDS[block].parameter_table)
+    assert found == set(parametrization.ROLES)
+    for name in ("blocks.0.new.weight", "new.weight", "attention_norm.weight"):
+        with pytest.raises(LookupError, match=name):
+            parametrization.role_of(name, block)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_stacked_matrices_are_those_that_the_width_is_put_into_at_once(block):
+    """Rows of each parameter of the attention's and the feed-forward layer's inputs, over what one matrix has."""
+    chosen = config(WIDTH, model__block=block).model
+    hidden = {"llama": 8 * WIDTH // 3}.get(block, 4 * WIDTH)
+    rows = {"attention.project_in": WIDTH, "attention.project_out": WIDTH, "feedforward_in": hidden}
+    inside = parametrization.build(config(WIDTH, model__block=block), "meta").insides()[0]
+    for name, one in {**rows, "feedforward_out": chosen.width}.items():
+        shape, table = inside.get_parameter(f"{name}.weight").shape, blocks.KINDS[block].parameter_table
+        assert shape[0] == one * table[f"{name}.weight"].matrices, name
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("qk_norm", ["false", "true"])
-@pytest.mark.parametrize("width", [32, BASE_WIDTH, WIDTH])
-def test_learning_rate_and_weight_decay_equal_mup(width, qk_norm):
+@pytest.mark.parametrize("width", [48, BASE_WIDTH, WIDTH])
+def test_learning_rate_and_weight_decay_equal_mup(width, qk_norm, block):
     """Against the groups that mup.MuAdamW makes of the same parameters."""
-    model = with_infinite_shapes(width, model__qk_norm=qk_norm)
+    changes = {"model__qk_norm": qk_norm, "model__block": block}
+    model = with_infinite_shapes(width, **changes)
     oracle = mup.MuAdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     expected = {id(p): (group["lr"], group["weight_decay"]) for group in oracle.param_groups for p in group["params"]}
     seen = []
-    for group in parametrization.parameter_groups(model, config(width, model__qk_norm=qk_norm)):
+    for group in optim.parameter_groups(model, config(width, **changes)):
         for name in group.names:
             parameter = model.get_parameter(name)
             assert (group.learning_rate, group.weight_decay) == pytest.approx(expected[id(parameter)]), name
@@ -49,13 +72,15 @@ def test_learning_rate_and_weight_decay_equal_mup(width, qk_norm):
     assert sorted(seen) == sorted(name for name, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("role", ["embedding", "hidden", "output"])
-def test_initial_scale_equals_mup(role):
+def test_initial_scale_equals_mup(role, block):
     """mup.init.normal_ given the base model's standard deviation must give ours at four times the width; 2 % is over
     four standard errors of the smallest matrix here."""
-    model, base = with_infinite_shapes(WIDTH), parametrization.build(config(BASE_WIDTH))
+    model = with_infinite_shapes(WIDTH, model__block=block)
+    base = parametrization.build(config(BASE_WIDTH, model__block=block))
     for name, parameter in model.named_parameters():
-        if parametrization.role_of(name) == role:
+        if parametrization.role_of(name, block) == role:
             at_base = parametrization.rule(
                 role, base.get_parameter(name).shape, config(BASE_WIDTH).model, config(BASE_WIDTH).mup
             )
@@ -75,7 +100,7 @@ def test_output_multiplier_equals_mup():
 
 
 def test_without_mup_every_learning_rate_is_the_same():
-    groups = parametrization.parameter_groups(
+    groups = optim.parameter_groups(
         parametrization.build(config(WIDTH, mup__enabled="false"), "meta"), config(WIDTH, mup__enabled="false")
     )
     assert {(group.learning_rate, group.weight_decay) for group in groups} == {(1e-2, 0.1)}
@@ -83,10 +108,9 @@ def test_without_mup_every_learning_rate_is_the_same():
 
 def test_groups_follow_the_wake_up_groups():
     names = {
-        g.wake_group: []
-        for g in parametrization.parameter_groups(parametrization.build(tiny.config(), "meta"), tiny.config())
+        g.wake_group: [] for g in optim.parameter_groups(parametrization.build(tiny.config(), "meta"), tiny.config())
     }
-    for group in parametrization.parameter_groups(parametrization.build(tiny.config(), "meta"), tiny.config()):
+    for group in optim.parameter_groups(parametrization.build(tiny.config(), "meta"), tiny.config()):
         names[group.wake_group] += group.names
     assert {name.split(".")[1] for name in names[1]} == {"2", "3"} and {name.split(".")[1] for name in names[2]} == {
         "4",
@@ -94,14 +118,16 @@ def test_groups_follow_the_wake_up_groups():
     }
 
 
-def test_parts_cover_every_parameter_once():
+@pytest.mark.parametrize("block", BLOCKS)
+def test_parts_cover_every_parameter_once(block):
     """By the names of the modules, written out here; the head's bias is the head's, a query's norm the attention's."""
-    model = parametrization.build(config(64, model__qk_norm="true"), "meta")
+    model = parametrization.build(config(64, model__qk_norm="true", model__block=block), "meta")
     for name, _ in model.named_parameters():
         words = name.split(".")
         expected = {
             "token_embedding": "embeddings",
             "position_embedding": "embeddings",
+            "final_norm": "norms",
             "head": "head",
         }.get(words[0]) or {
             "attention": "attention",
@@ -111,16 +137,14 @@ def test_parts_cover_every_parameter_once():
             "feedforward_norm": "norms",
             "gate": "gates",
         }[words[3] if words[2] == "block" else words[2]]
-        assert parametrization.part_of(name) == expected, name
-    with pytest.raises(LookupError, match="blocks.0.new.weight"):
-        parametrization.part_of("blocks.0.new.weight")
+        assert parametrization.part_of(name, block) == expected, name
 
 
 def test_layer_decay_counts_steps_from_the_head():
     """Six blocks and 0.5: the head's rate as it was, the last block's halved, the embeddings' halved seven times; muP's
     ratios and weight decays stay."""
     plain, decayed = (
-        {name: group for group in parametrization.parameter_groups(model, chosen) for name in group.names}
+        {name: group for group in optim.parameter_groups(model, chosen) for name in group.names}
         for chosen in (config(WIDTH), config(WIDTH, optimizer__layer_decay=0.5))
         for model in [parametrization.build(chosen, "meta")]
     )
@@ -133,7 +157,7 @@ def test_layer_decay_counts_steps_from_the_head():
 
 def test_frozen_parts_are_groups_of_their_own_without_rates():
     chosen = config(WIDTH, optimizer__freeze="[ff, embeddings]")
-    for group in parametrization.parameter_groups(parametrization.build(chosen, "meta"), chosen):
+    for group in optim.parameter_groups(parametrization.build(chosen, "meta"), chosen):
         frozen = {parametrization.part_of(name) in ("ff", "embeddings") for name in group.names}
         assert frozen == {group.frozen}
         assert (group.learning_rate == group.weight_decay == 0) == group.frozen
@@ -155,6 +179,15 @@ def test_coordinates_are_flat_over_widths_with_mup_and_not_without():
     assert max(steep.values()) > 0.4, steep
 
 
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block != "paper"])
+def test_coordinates_are_flat_for_every_block(block):
+    """The same check up to width 512 on rows of two token ids, and that without muP they are not."""
+    found = {mup: [plain(width, mup, 2, model__block=block) for width in WIDTHS[:-1]] for mup in (True, False)}
+    flat, steep = ({name: slope([one[name] for one in sizes]) for name in sizes[0]} for sizes in found.values())
+    assert max(abs(value) for value in flat.values()) < 0.2, flat
+    assert max(abs(value) for value in steep.values()) > 0.4, steep
+
+
 def test_coordinates_are_flat_with_normalised_queries_and_keys():
     """The same check with model.qk_norm, up to width 512: heads of one size, so that 1/sqrt(k) for 1/k is no slope."""
     sizes = {width: plain(width, True, model__qk_norm="true") for width in WIDTHS[:-1]}
@@ -165,5 +198,5 @@ def test_coordinates_are_flat_with_normalised_queries_and_keys():
 def test_shipped_widths_keep_learning_rate_times_decay():
     for width in (384, 1024, 4096):
         chosen = config_files.load(None, [f"model.width={width}"]).resolved()
-        groups = parametrization.parameter_groups(parametrization.build(chosen, "meta"), chosen)
+        groups = optim.parameter_groups(parametrization.build(chosen, "meta"), chosen)
         assert {round(group.learning_rate * group.weight_decay, 12) for group in groups} == {3e-6}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests import tiny
-from upscale.model import parametrization
+from upscale.model import blocks, parametrization
 from upscale.model.transformer import row_losses
 
 TOKENS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -53,27 +53,90 @@ def test_forward_equals_the_formulas():
     torch.testing.assert_close(model(TOKENS, 6), by_hand(model, TOKENS), atol=2e-5, rtol=1e-5)
 
 
+def rotated(x: torch.Tensor) -> torch.Tensor:
+    """Heads (rows, positions, 16) as complex numbers: number i of the first half with number i of the second."""
+    angles = torch.arange(x.shape[1])[:, None] * 10_000.0 ** (-torch.arange(8) / 8)
+    turned = torch.complex(x[..., :8], x[..., 8:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def prenorm_by_hand(model, tokens: torch.Tensor, block: str) -> torch.Tensor:
+    """x + attention, x + feed-forward, each behind a norm; a gate scales what both add; a norm before the head."""
+    p = dict(model.named_parameters())
+    x = p["token_embedding.weight"][tokens]
+    for index in range(6):
+        name, before = f"blocks.{index}.block.", x
+        y = normalised(x) * p[name + "attention_norm.weight"]
+        parts = (y @ p[name + "attention.project_in.weight"].T).split(32, -1)
+        mixed = torch.zeros_like(x)
+        for head in range(2):
+            here = slice(head * 16, (head + 1) * 16)
+            query, key, value = (part[..., here] for part in parts)
+            scale = 1 / 16
+            if block == "prenorm":
+                query, key, scale = normalised(query), normalised(key), 1 / 4
+            scores = rotated(query) @ rotated(key).transpose(1, 2) * scale
+            scores = scores.masked_fill(torch.ones(16, 16).triu(1).bool(), -torch.inf)
+            mixed[..., here] = scores.softmax(-1) @ value
+        x = x + mixed @ p[name + "attention.project_out.weight"].T
+        hidden = (normalised(x) * p[name + "feedforward_norm.weight"]) @ p[name + "feedforward_in.weight"].T
+        if block == "llama":
+            half = hidden.shape[-1] // 2
+            hidden = hidden[..., :half] * hidden[..., :half].sigmoid() * hidden[..., half:]
+        else:
+            hidden = hidden.clamp(min=0) ** 2
+        x = x + hidden @ p[name + "feedforward_out.weight"].T
+        x = before + p[f"blocks.{index}.gate"] * (x - before) if index >= 2 else x
+    x = normalised(x) * p["final_norm.weight"]
+    return (x @ p["head.weight"].T + p["head.bias"]) * (64 / 32)
+
+
+@pytest.mark.parametrize("block", ["llama", "prenorm"])
+def test_forward_of_prenorm_blocks_equals_the_formulas(block):
+    model = random_model(model__block=block)
+    torch.testing.assert_close(model(TOKENS, 6), prenorm_by_hand(model, TOKENS, block), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", ["llama", "prenorm"])
+def test_rotary_attention_depends_on_distances_only(block):
+    """The same input at every position but the first: what attention sees is shifted by one position, no more."""
+    attention = random_model(model__block=block).insides()[0].attention
+    x = torch.randn(1, 1, 32).expand(1, 16, 32)
+    query, key, _ = attention.queries_keys_values(x)
+    products = (query @ key.transpose(-1, -2))[0, 0]
+    for distance in range(16):
+        along = products.diagonal(-distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), atol=1e-4, rtol=1e-4)
+
+
 def test_rows_may_be_bytes_and_only_the_last_position():
     model = random_model()
     whole = model(TOKENS.to(torch.uint8), 6)
     torch.testing.assert_close(model(TOKENS, 6, last_only=True), whole[:, -1:])
 
 
-def test_a_position_does_not_see_later_ones():
-    model, changed = random_model(), TOKENS.clone()
+@pytest.mark.parametrize("block", blocks.KINDS)
+def test_a_position_does_not_see_later_ones(block):
+    model, changed = random_model(model__block=block), TOKENS.clone()
     changed[:, 10:] = 7
     torch.testing.assert_close(model(changed, 6)[:, :10], model(TOKENS, 6)[:, :10])
 
 
+@pytest.mark.parametrize("block", blocks.KINDS)
 @pytest.mark.parametrize("active", [2, 4])
-def test_waking_a_group_leaves_the_output_bit_equal(active):
+def test_waking_a_group_leaves_the_output_bit_equal(active, block):
     """As initialised: the gates of the blocks that wake are zero."""
-    model = parametrization.build(tiny.config())
+    model = parametrization.build(tiny.config(model__block=block))
     assert torch.equal(model(TOKENS, active), model(TOKENS, active + 2))
 
 
-def test_sleeping_blocks_get_no_gradient_and_a_woken_gate_does():
-    model = parametrization.build(tiny.config())
+@pytest.mark.parametrize("block", blocks.KINDS)
+def test_sleeping_blocks_get_no_gradient_and_a_woken_gate_does(block):
+    model = parametrization.build(tiny.config(model__block=block))
     row_losses(model(TOKENS, 4), TOKENS).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert all((gradient is None) == name.startswith(("blocks.4", "blocks.5")) for name, gradient in gradients.items())
@@ -103,13 +166,14 @@ def test_compilation_changes_neither_output_nor_gradient(changes):
         torch.testing.assert_close(plain, switched, atol=1e-4, rtol=1e-4)
 
 
-def test_waking_compiles_nothing_anew():
+@pytest.mark.parametrize("block", blocks.KINDS)
+def test_waking_compiles_nothing_anew(block):
     """All plain and gated blocks share one graph, whatever the number of active blocks."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
-    model = parametrization.build(tiny.config())
+    model = parametrization.build(tiny.config(model__block=block))
     model.compile_blocks()
     for active in (2, 4, 6):
         row_losses(model(TOKENS, active), TOKENS).sum().backward()
@@ -117,8 +181,9 @@ def test_waking_compiles_nothing_anew():
     assert not counters["graph_break"]
 
 
-def test_bf16_keeps_weights_and_logits_in_float32_and_stays_close():
-    exact, rounded = random_model(), random_model(engine__precision="bf16")
+@pytest.mark.parametrize("block", blocks.KINDS)
+def test_bf16_keeps_weights_and_logits_in_float32_and_stays_close(block):
+    exact, rounded = random_model(model__block=block), random_model(model__block=block, engine__precision="bf16")
     output = rounded(TOKENS, 6)
     assert output.dtype == torch.float32 and {p.dtype for p in rounded.parameters()} == {torch.float32}
     assert not torch.equal(output, exact(TOKENS, 6))

@@ -95,3 +95,26 @@ def test_nothing_stays_attached_and_compiled_blocks_are_seen():
         assert value == pytest.approx(expected[key], rel=1e-5), key
     assert not any(module._forward_hooks for module in plain.modules())
     torch.testing.assert_close(compiled(rows[:ROWS, :-1], 4), plain(rows[:ROWS, :-1], 4), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["llama", "prenorm"])
+def test_rotary_attention_is_observed_as_it_is_multiplied(block):
+    """The largest causal product of what attention says it multiplies, for every active block."""
+    chosen, rows = config(model__block=block), common.global_rows(0)[:ROWS]
+    model, expected = model_with_gates(chosen).eval(), []
+    for inside in model.insides(4):
+
+        def watch(attention, inputs):
+            query, key, _ = attention.queries_keys_values(inputs[0])
+            products = query @ key.transpose(-2, -1) * attention.scale
+            later = torch.ones(products.shape[-2:], dtype=torch.bool).triu(1)
+            expected.append(products.masked_fill(later, -math.inf).max().item())
+
+        inside.attention.register_forward_pre_hook(watch)
+    with torch.no_grad():
+        model(rows[:, :-1], 4)
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+    found = Observer(model).observe(model, rows, 4, World.single())
+    assert found["attention_logit_maximum_per_block"] == pytest.approx(expected, rel=1e-5)
+    assert found["gates"] == [2.5, 3.5] and len(found["activation_rms_per_block"]) == 4

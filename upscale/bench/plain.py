@@ -1,6 +1,6 @@
 """What the engine is compared with, at one rank: the same model without an engine, and the paper's step.
 
-- `plain PyTorch` runs the same operations, compiled alike, with torch's AdamW: what is missing is the engine alone.
+- `plain PyTorch` runs the same operations, compiled alike, with the same optimizer: only the engine is missing.
 - `paper's step` is what one writes first, as the paper's published code does: autocast, attention by two matrix
   products and a softmax, no compilation, one default AdamW. Autocast is to bfloat16, as fast as the paper's float16,
   and without its loss scaling.
@@ -15,11 +15,13 @@ import math
 import torch
 from torch import nn
 
+from upscale import optim
 from upscale.config import Config
 from upscale.distributed.world import World
 from upscale.engines import StepReport
 from upscale.model import parametrization
-from upscale.model.transformer import Attention, ProgressiveBlock, Transformer
+from upscale.model.attention import Attention
+from upscale.model.transformer import Transformer, inside
 from upscale.training import train_step
 
 
@@ -53,19 +55,14 @@ class UnfusedAttention(nn.Module):
 
     def __init__(self, fused: Attention):
         super().__init__()
-        self.project_in, self.project_out = fused.project_in, fused.project_out
-        self.query_norm, self.key_norm = fused.query_norm, fused.key_norm
-        self.heads, self.head_size, self.scale = fused.heads, fused.head_size, fused.scale
+        self.fused = fused
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, positions, width = x.shape
-        query, key, value = (
-            self.project_in(x).view(rows, positions, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
-        )
-        scores = self.query_norm(query) @ self.key_norm(key).transpose(-2, -1) * self.scale
-        later = torch.ones(positions, positions, dtype=torch.bool, device=x.device).triu(1)
+        query, key, value = self.fused.queries_keys_values(x)
+        scores = query @ key.transpose(-2, -1) * self.fused.scale
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         mixed = scores.masked_fill(later, -math.inf).softmax(-1) @ value
-        return self.project_out(mixed.transpose(1, 2).reshape(rows, positions, width))
+        return self.fused.project_out(mixed.transpose(1, 2).reshape(x.shape))
 
 
 def without_engine(config: Config, world: World) -> PlainPyTorch:
@@ -73,17 +70,10 @@ def without_engine(config: Config, world: World) -> PlainPyTorch:
     if train_step.compiled(config, world.device):
         model.compile_blocks()
     model.to(world.device)
-    parameters = dict(model.named_parameters())
-    groups = [
-        {
-            "params": [parameters[name] for name in group.names],
-            "lr": group.learning_rate,
-            "weight_decay": group.weight_decay,
-        }
-        for group in parametrization.parameter_groups(model, config)
-    ]
-    adamw = torch.optim.AdamW(groups, betas=tuple(config.optimizer.betas), fused=world.device.type == "cuda")
-    return PlainPyTorch(model, adamw, config.optimizer.clip)
+    optimizer = optim.create(
+        config, optim.parameter_groups(model, config), dict(model.named_parameters()), world.device
+    )
+    return PlainPyTorch(model, optimizer.torch_optimizer, config.optimizer.clip)
 
 
 def paper_step(config: Config, world: World) -> PlainPyTorch:
@@ -91,8 +81,7 @@ def paper_step(config: Config, world: World) -> PlainPyTorch:
     shape = config.model.model_copy(update={"checkpointing": "none"})
     model = parametrization.build(config.model_copy(update={"engine": engine, "model": shape}))
     for block in model.blocks:
-        inner = block.block if isinstance(block, ProgressiveBlock) else block
-        inner.attention = UnfusedAttention(inner.attention)
+        inside(block).attention = UnfusedAttention(inside(block).attention)
     model.to(world.device)
     adamw = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate)
     return PlainPyTorch(model, adamw, config.optimizer.clip)

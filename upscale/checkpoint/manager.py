@@ -18,7 +18,7 @@ from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.data.training_rows import Rows
 from upscale.distributed.world import World
-from upscale.engines import STATES, Engine
+from upscale.engines import Engine
 from upscale.errors import UserError
 
 
@@ -150,6 +150,6 @@ class Saver:
 
     def _load_engine(self, path: Path, content: dict) -> Reader:
         reader = Reader(path, content)
-        reader.load(self.engine.fragments(), STATES)
+        reader.load(self.engine.fragments())
         self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
         return reader

@@ -27,13 +27,13 @@ class Reader:
                 raise InvalidCheckpoint(f"{self.path / name} is not a safetensors file: {error}") from None
         return self._open[name]
 
-    def load(self, fragments: Iterable[Fragment], states: Iterable[str]) -> None:
-        """Fill every fragment's tensors of the given states in place.
+    def load(self, fragments: Iterable[Fragment], states: Iterable[str] | None = None) -> None:
+        """Fill every fragment's tensors, or only those of the given names, in place.
 
         Raises InvalidCheckpoint when a parameter or a part of one was not saved.
         """
         for fragment in fragments:
-            for state in states:
+            for state in fragment.tensors if states is None else states:
                 self._fill(state, fragment.name, fragment.offset, fragment.tensors[state])
 
     @torch.no_grad()

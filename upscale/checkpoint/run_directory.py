@@ -18,8 +18,9 @@ if TYPE_CHECKING:  # commands that only look at files start without torch
 # are still the same is checked by their content (data.py), since folders move.
 FIXED_KEYS = {
     "run": ("seed",),
-    "model": ("width", "depth", "heads", "context", "vocabulary", "plain_blocks", "group_blocks", "qk_norm"),
+    "model": ("block", "width", "depth", "heads", "context", "vocabulary", "plain_blocks", "group_blocks", "qk_norm"),
     "mup": ("base_width", "enabled"),
+    "optimizer": ("kind",),
     "data": ("kind", "lanes", "draw", "enrich", "buffer", "reset", "iterate", "sources"),
     "init": ("from", "step", "reinitialize"),
 }

@@ -25,6 +25,7 @@ from upscale.model.parametrization import part_of
 
 # What the weights mean depends on these; a difference is allowed when the parts it touches are reinitialized.
 MUST_MATCH = {
+    "model.block": None,
     "model.width": None,
     "model.depth": None,
     "model.plain_blocks": None,
@@ -89,7 +90,9 @@ class Initialization:
 
     def load(self, config: Config, engine: Engine, world: World) -> list[str]:
         """Fill the engine's weights, all but the reinitialized parts; returns what the user should be told."""
-        chosen = [f for f in engine.fragments() if part_of(f.name) not in self.settings.reinitialize]
+        chosen = [
+            f for f in engine.fragments() if part_of(f.name, config.model.block) not in self.settings.reinitialize
+        ]
         if self.is_file:
             place, instances = f"{self.path} (step {self.metadata['step']})", int(self.metadata["instances"])
             self._check_awake(config, instances)

@@ -12,7 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from upscale import optim
 from upscale.config.finetuning import CorpusConfig, Part, problems_of_fine_tuning
+from upscale.model import blocks
+from upscale.optim.muon import MuonSettings
 from upscale.settings import AUTO, Auto, Count, CountOrZero, NotNegative, Positive, Section, Share, integral
 from upscale.sources import KINDS, AnySource, problems_of_sources
 
@@ -34,6 +37,9 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
+    block: Literal[tuple(blocks.KINDS)] = "paper"
+    """What the model is a stack of (upscale/model/blocks): paper: norms after, ReLU, learned positions; llama: RMSNorm
+    before, RoPE, SwiGLU, no biases; prenorm: RMSNorm before, RoPE, normalised queries and keys, squared ReLU."""
     width: Count = 1024
     """Size of the residual stream, a multiple of `heads`."""
     depth: Count | Auto = AUTO
@@ -45,7 +51,7 @@ class ModelConfig(Section):
     vocabulary: Annotated[int, BeforeValidator(integral), Field(ge=2, le=1 << 15)] = BYTES
     """Token ids; bytes need 256, and more are for sources whose tokens are no bytes. Above 256, rows are int16."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout probability after each norm."""
+    """Dropout probability: after each norm of the paper's block, in others of what attention and feed-forward add."""
     dropout_keys: Literal["rank", "row"] = "rank"
     """What keys dropout's masks besides the step: the rank (no cost), or the row (equal losses in any world)."""
     plain_blocks: CountOrZero = 8
@@ -53,7 +59,8 @@ class ModelConfig(Section):
     group_blocks: Count = 8
     """Blocks that wake together."""
     qk_norm: bool = False
-    """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size)."""
+    """Normalise queries and keys per head (Wortsman et al. 2023); attention is then scaled by 1/sqrt(head size). The
+    prenorm block always does."""
     compile: bool | Auto = AUTO
     """torch.compile per block; auto: with a GPU, but not under ZeRO stage 3."""
     checkpointing: Literal["none", "selective", "full"] = "none"
@@ -80,6 +87,10 @@ class SpikeConfig(Section):
 
 
 class OptimizerConfig(Section):
+    kind: Literal[tuple(optim.KINDS)] = "adamw"
+    """adamw: AdamW for every parameter; muon: Muon for hidden matrices, AdamW for all others."""
+    muon: MuonSettings = MuonSettings()
+    """muon only: how hidden matrices are trained."""
     learning_rate: Positive = 3e-4
     """Base learning rate at mup.base_width."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
@@ -306,12 +317,18 @@ def buffer_rows(data: DataConfig) -> int:
     return max(round(data.buffer * enriched_rows(data)), data.draw)
 
 
+def can_step(optimizer: OptimizerConfig, engine: EngineConfig) -> bool:
+    """Whether the engine leaves the optimizer what it needs."""
+    divided = engine.name == "deepspeed" and engine.zero_stage > 0
+    return not (divided and optim.KINDS[optimizer.kind].whole_matrices)
+
+
 def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, str]]:
     """Impossible combinations as (key, message), among those of the sections that are valid by themselves."""
     found: list[tuple[str, str]] = []
-    model, schedule, data, run, evaluation, optimizer, checkpoint, tracking = (
+    model, schedule, data, run, evaluation, optimizer, checkpoint, tracking, engine = (
         sections.get(name)
-        for name in ("model", "schedule", "data", "run", "evaluation", "optimizer", "checkpoint", "tracking")
+        for name in ("model", "schedule", "data", "run", "evaluation", "optimizer", "checkpoint", "tracking", "engine")
     )
     if model:
         heads = heads_of(model)
@@ -323,6 +340,8 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
                     f"{model.width} is not a multiple of model.heads = {heads}; the next that is: {near[0]}",
                 )
             )
+        else:
+            found += blocks.KINDS[model.block].problems(model, heads)
         if depth_of(model) < 1:
             found.append(
                 (
@@ -340,6 +359,14 @@ def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, s
         message = "rollback needs checkpoints during the run: set checkpoint.every or checkpoint.every_steps"
         regular = checkpoint.every or checkpoint.every_steps or checkpoint.milestones
         found.extend([] if regular else [("optimizer.spike.action", message)])
+    if optimizer and engine and not can_step(optimizer, engine):
+        message = (
+            f"{optimizer.kind} updates whole matrices, but DeepSpeed's ZeRO stage {engine.zero_stage} divides them "
+            "into flat partitions: set engine.zero_stage=0 or engine.name=fsdp, or optimizer.kind=adamw"
+        )
+        found.append(("optimizer.kind", message))
+    if optimizer and optimizer.kind != "muon" and optimizer.muon != MuonSettings():
+        found.append(("optimizer.muon", "is read with optimizer.kind=muon only; set that, or leave it out"))
     if data:
         if data.reset.constant + data.reset.noise > 1:
             found.append(

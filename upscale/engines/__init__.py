@@ -12,14 +12,13 @@ from upscale.config import Config
 from upscale.distributed.world import World
 from upscale.model.transformer import Transformer
 
-STATES = ("weight", "exp_avg", "exp_avg_sq")
-
 
 @dataclass
 class Fragment:
     """A rank's piece of one parameter: elements [offset, offset + n) of it, flattened.
 
-    `tensors` maps each of STATES to a live float32 view of shape (n,); writing to them changes the engine's state.
+    `tensors` maps `weight`, and each name of the optimizer's states, to a live float32 view of shape (n,); writing to
+    them changes the engine's state.
     Of `replicas` ranks with this same piece this one is number `replica`, so that each element is saved once.
     """
 

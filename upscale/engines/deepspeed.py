@@ -15,13 +15,12 @@ from collections.abc import Iterator
 
 import torch
 
+from upscale import optim
 from upscale.config import Config
 from upscale.distributed.world import World
 from upscale.engines import Fragment, StepReport, buckets
 from upscale.errors import UserError
-from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
-from upscale.optim.adamw import ScheduledAdamW, freeze
 
 TESTED_VERSION = "0.19.8"
 
@@ -49,7 +48,7 @@ class DeepSpeedEngine:
         self.world, self.stage, self.clip = world, config.engine.zero_stage, config.optimizer.clip
         self.parameters = dict(model.named_parameters())
         model.to(world.device)
-        self.optimizer = ScheduledAdamW(config, parameter_groups(model, config), self.parameters, world.device)
+        self.optimizer = optim.create(config, optim.parameter_groups(model, config), self.parameters, world.device)
         settings = {
             # Rows and accumulation are the trainer's: DeepSpeed only learns where an optimizer step ends.
             "train_micro_batch_size_per_gpu": 1,
@@ -68,9 +67,9 @@ class DeepSpeedEngine:
             "timers": {"throughput": {"enabled": False}},
         }
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self.optimizer.adamw, config=settings, dist_init_required=False
+            model=model, optimizer=self.optimizer.torch_optimizer, config=settings, dist_init_required=False
         )
-        freeze(self.optimizer.groups, self.parameters)
+        optim.freeze(self.optimizer.groups, self.parameters)
         self.zero = self.engine.optimizer
         if self.stage == 3:
             partitions = enumerate(self.zero.fp32_partitioned_groups_flat)
@@ -169,6 +168,6 @@ class DeepSpeedEngine:
             weights = [self.zero.fp32_partitioned_groups_flat, self.zero.fp16_partitioned_groups_flat]
             buffers = [self.zero.grad_partitions_flat_buffer, *itertools.chain(*weights)]
             parameters = [tensor for each in self.parameters.values() for tensor in (each.data, each.ds_tensor)]
-            states = [tensor for state in self.optimizer.adamw.state.values() for tensor in state.values()]
+            states = [tensor for state in self.optimizer.torch_optimizer.state.values() for tensor in state.values()]
             for tensor in (*buffers, *parameters, *states):
                 tensor.untyped_storage().resize_(0)

@@ -22,20 +22,19 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from upscale import optim
 from upscale.config import AUTO, Config
 from upscale.distributed.world import World
 from upscale.engines import Fragment, StepReport
 from upscale.errors import UserError
-from upscale.model.parametrization import parameter_groups
 from upscale.model.transformer import Transformer
-from upscale.optim.adamw import ScheduledAdamW, freeze
 
 
 class FSDPEngine:
     def __init__(self, config: Config, model: Transformer, world: World):
         self.world, self.model, self.clip = world, model, config.optimizer.clip
         self.reshard, self.ahead, self.linked_blocks = config.engine.reshard, config.engine.prefetch_blocks, None
-        groups = parameter_groups(model, config)
+        groups = optim.parameter_groups(model, config)
         mesh = _mesh(config, world)
         # One after the other, so that only one whole block at a time is on the device. Gates are the model's unit's:
         # FSDP2 gives what it shards a class of its own, which must be one for all blocks to share a compiled graph.
@@ -49,8 +48,8 @@ class FSDPEngine:
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
         self.parameters: dict[str, DTensor] = dict(model.named_parameters())
-        freeze(groups, self.parameters)
-        self.optimizer = ScheduledAdamW(config, groups, self.parameters, world.device)
+        optim.freeze(groups, self.parameters)
+        self.optimizer = optim.create(config, groups, self.parameters, world.device)
         self.shards, self.shard = mesh.size(-1), mesh.get_local_rank(mesh.ndim - 1)
         self.replicas, self.replica = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
 
@@ -85,10 +84,10 @@ class FSDPEngine:
         finite = math.isfinite(value)
         if finite:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip, norm)
-            self.optimizer.adamw.step()
+            self.optimizer.torch_optimizer.step()
             self.optimizer.count(awake_groups)
             self._free_gathered()
-        self.optimizer.adamw.zero_grad()
+        self.optimizer.torch_optimizer.zero_grad()
         return StepReport(value if finite else math.inf, finite)
 
     def _gradient_norm(self) -> torch.Tensor:

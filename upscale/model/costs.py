@@ -1,46 +1,55 @@
-"""Parameters and floating-point operations of a config, exactly."""
+"""Parameters, floating-point operations and saved bytes of a model: its blocks' numbers and those of what is around
+them."""
 
 from __future__ import annotations
 
-from upscale.config import Config, ModelConfig
-from upscale.schedule import active_blocks
+from typing import TYPE_CHECKING
+
+from upscale.model import blocks
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
 
 def block_parameters(model: ModelConfig) -> int:
-    """12 w^2 weights, 10 w biases and gains, and with qk_norm two gains of a head's size."""
-    w = model.width
-    return 12 * w * w + 10 * w + (2 * (w // model.heads) if model.qk_norm else 0)
+    """Every trained number of one block, without its gate."""
+    return blocks.KINDS[model.block].parameters_in_all(model)
+
+
+def matrix_parameters(model: ModelConfig) -> int:
+    """Every number in the matrices of all blocks."""
+    return model.depth * blocks.KINDS[model.block].matrix_parameters(model)
+
+
+def progressive_blocks(model: ModelConfig) -> int:
+    """Blocks with a gate."""
+    return max(0, model.depth - model.plain_blocks)
 
 
 def parameters(model: ModelConfig) -> int:
     """Every trained number of a resolved model config, exactly."""
-    gates = max(0, model.depth - model.plain_blocks)
-    embeddings = (model.vocabulary + model.context) * model.width
+    block = blocks.KINDS[model.block]
+    positions = model.context if block.learned_positions else 0
+    embeddings = (model.vocabulary + positions + block.final_norm) * model.width
     head = model.vocabulary * (model.width + 1)
-    return model.depth * block_parameters(model) + gates + embeddings + head
+    return model.depth * block_parameters(model) + progressive_blocks(model) + embeddings + head
 
 
 def flops_per_token(model: ModelConfig, active_blocks: int) -> float:
-    """Forward and backward: 6 per weight of the active matrices and head, 12 w context per block for attention.
-
-    That is PaLM's count (Chowdhery et al. 2022, appendix B), which ignores that attention is causal, as the published
-    MFU figures we compare with do.
-    """
-    matrices = active_blocks * 12 * model.width**2 + model.vocabulary * model.width
-    return 6 * matrices + 12 * active_blocks * model.width * model.context
+    """Forward and backward: the active blocks', and 6 for a number in the head's matrix."""
+    return active_blocks * blocks.KINDS[model.block].flops_per_token(model) + 6 * model.vocabulary * model.width
 
 
-def run_flops(config: Config) -> float:
-    """The whole schedule's floating-point operations, with sleeping blocks left out while they sleep."""
-    schedule, model = config.schedule, config.model
-    total, begin = 0.0, 0
-    while begin < schedule.instances:
-        active = active_blocks(begin, schedule, model)
-        asleep = active < model.depth and schedule.wake_every
-        end = min(
-            (begin // schedule.wake_every + 1) * schedule.wake_every if asleep else schedule.instances,
-            schedule.instances,
-        )
-        total += (end - begin) * model.context * flops_per_token(model, active)
-        begin = end
-    return total
+def activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
+    """The peak of what a micro-batch of `rows` needs besides the states, all blocks awake."""
+    block, w, positions = blocks.KINDS[model.block], model.width, rows * model.context
+    saved = block.saved_bytes(model, rows, precision)
+    if model.checkpointing == "none":
+        inside = model.depth * saved + progressive_blocks(model) * positions * 4 * w
+    else:
+        # What every block keeps, and the insides of the one being computed again.
+        inside = saved + model.depth * block.kept_bytes(model, rows, precision)
+    # The final norm's input, normalised input and its size.
+    norm = positions * (8 * w + 4) if block.final_norm else 0
+    # Logits in bfloat16 and float32, scaled; log-probabilities, and the gradients of these.
+    return inside + norm + positions * (6 * w + 22 * model.vocabulary)

@@ -11,9 +11,9 @@ With r = width / base_width, trained by AdamW:
 | gain      | 0 (value 1)             | 1             | 1            |         |
 | gate      | 0                       | 1             | 1            |         |
 
-Learning rate times weight decay is the same for every role, so decay does not depend on the width; that is also the
-rule of `mup.MuAdamW`, the oracle of the tests. The numbers are floats taken from the config alone: nothing is attached
-to a parameter that sharding could lose.
+Every block names the roles of its parameters (model/blocks). Learning rate times weight decay is the same for every
+role, so decay does not depend on the width; that is also the rule of `mup.MuAdamW`, the oracle of the tests. The
+numbers are floats taken from the config alone: nothing is attached to a parameter that sharding could lose.
 """
 
 from __future__ import annotations
@@ -22,49 +22,51 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from upscale.config import Config, ModelConfig, MupConfig
+from upscale.model import blocks
+from upscale.model.blocks import Parameter
 from upscale.model.transformer import Transformer
-from upscale.schedule import wake_group
 
-ROLE_PATTERNS = {
-    "embedding": r"(token|position)_embedding\.weight",
-    "hidden": r"blocks\.\d+\.(block\.)?(attention\.project_(in|out)|feedforward_(in|out))\.weight",
-    "output": r"head\.weight",
-    "bias": r"(head|blocks\.\d+\.(block\.)?(attention\.project_out|feedforward_(in|out)|\w+_norm))\.bias",
-    "gain": r"blocks\.\d+\.(block\.)?(attention\.)?\w+_norm\.weight",
-    "gate": r"blocks\.\d+\.gate",
+if TYPE_CHECKING:
+    from upscale.config import Config, ModelConfig, MupConfig
+
+ROLES = ("embedding", "hidden", "output", "bias", "gain", "gate")
+
+SKELETON = {
+    "token_embedding.weight": Parameter("embedding", "embeddings"),
+    "position_embedding.weight": Parameter("embedding", "embeddings"),
+    "final_norm.weight": Parameter("gain", "norms"),
+    "head.weight": Parameter("output", "head"),
+    "head.bias": Parameter("bias", "head"),
 }
-
-# What `init.reinitialize` and `optimizer.freeze` name. The norms of queries and keys belong to the attention.
-PART_PATTERNS = {
-    "embeddings": r"(token|position)_embedding\.weight",
-    "head": r"head\.(weight|bias)",
-    "attention": r"blocks\.\d+\.(block\.)?attention\..+",
-    "ff": r"blocks\.\d+\.(block\.)?feedforward_(in|out)\.(weight|bias)",
-    "norms": r"blocks\.\d+\.(block\.)?(attention|feedforward)_norm\.(weight|bias)",
-    "gates": r"blocks\.\d+\.gate",
-}
+"""Every parameter that a model has outside its blocks; those inside are in the block's own table."""
+GATE = Parameter("gate", "gates")
 
 
-def role_of(name: str) -> str:
-    """The role of a parameter by its name; a name that is in no row of the table, or in two, is our bug."""
-    return _only(ROLE_PATTERNS, "roles", name)
+def described(name: str, block: str = "paper") -> Parameter:
+    """What a parameter of a model of such blocks is for; a name that is in no table is our bug."""
+    inner = re.fullmatch(r"blocks\.\d+\.(?:block\.)?(.+)", name)
+    if not inner and name in SKELETON:
+        return SKELETON[name]
+    if inner and inner.group(1) == "gate":
+        return GATE
+    if inner and inner.group(1) in blocks.KINDS[block].parameter_table:
+        return blocks.KINDS[block].parameter_table[inner.group(1)]
+    raise LookupError(f"parameter {name!r} is in no table: list it in that of the block {block}, or in SKELETON")
 
 
-def part_of(name: str) -> str:
+def role_of(name: str, block: str = "paper") -> str:
+    """The role of a parameter by its name, in a model of such blocks."""
+    return described(name, block).role
+
+
+def part_of(name: str, block: str = "paper") -> str:
     """The part of the model that a parameter belongs to, as `init.reinitialize` and `optimizer.freeze` name it."""
-    return _only(PART_PATTERNS, "parts", name)
-
-
-def _only(patterns: dict[str, str], what: str, name: str) -> str:
-    found = [key for key, pattern in patterns.items() if re.fullmatch(pattern, name)]
-    if len(found) != 1:
-        raise LookupError(f"parameter {name!r} has {len(found)} {what}; list it once in the table of them")
-    return found[0]
+    return described(name, block).part
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,17 @@ def initialize(model: nn.Module, config: Config) -> None:
     """Draw every parameter by its role, in the order of the model, on the CPU: the same weights on any device."""
     generator = torch.Generator().manual_seed(config.run.seed)
     for name, parameter in model.named_parameters():
-        chosen = rule(role_of(name), parameter.shape, config.model, config.mup)
+        chosen = rule(role_of(name, config.model.block), parameter.shape, config.model, config.mup)
         if chosen.standard_deviation:
             draw = torch.empty(parameter.shape).normal_(chosen.mean, chosen.standard_deviation, generator=generator)
             parameter.copy_(draw)
         else:
             parameter.fill_(chosen.mean)
+
+
+def wake_group(block: int, model: ModelConfig) -> int:
+    """0 for a plain block, k for a block of the k-th group to wake."""
+    return 0 if block < model.plain_blocks else 1 + (block - model.plain_blocks) // model.group_blocks
 
 
 def wake_group_of(name: str, model: ModelConfig) -> int:
@@ -127,40 +134,8 @@ def wake_group_of(name: str, model: ModelConfig) -> int:
 
 
 def layer_factor(name: str, model: ModelConfig, layer_decay: float) -> float:
-    """`optimizer.layer_decay` to the power of a parameter's distance from the head: 1 for the head itself."""
+    """`optimizer.layer_decay` to the power of a parameter's distance from the head: 1 for the head and its norm."""
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return layer_decay ** (model.depth - int(block.group(1)))
-    return 1.0 if part_of(name) == "head" else layer_decay ** (model.depth + 1)
-
-
-@dataclass
-class ParameterGroup:
-    """Parameters that share a learning rate, a weight decay and the moment they wake; frozen ones have no rates."""
-
-    names: list[str]
-    learning_rate: float
-    weight_decay: float
-    wake_group: int
-    frozen: bool = False
-
-
-def parameter_groups(model: nn.Module, config: Config) -> list[ParameterGroup]:
-    """Every parameter of the model in exactly one group, in a fixed order."""
-    groups: dict[tuple, ParameterGroup] = {}
-    for name, parameter in model.named_parameters():
-        chosen, optimizer = rule(role_of(name), parameter.shape, config.model, config.mup), config.optimizer
-        frozen = part_of(name) in optimizer.freeze
-        rate = chosen.learning_rate_multiplier * layer_factor(name, config.model, optimizer.layer_decay)
-        rates = (0.0, 0.0) if frozen else (rate, chosen.weight_decay_multiplier)
-        key = (wake_group_of(name, config.model), *rates)
-        if key not in groups:
-            groups[key] = ParameterGroup(
-                names=[],
-                learning_rate=optimizer.learning_rate * rates[0],
-                weight_decay=optimizer.weight_decay * rates[1],
-                wake_group=key[0],
-                frozen=frozen,
-            )
-        groups[key].names.append(name)
-    return list(groups.values())
+    return layer_decay ** (model.depth + 1) if part_of(name, model.block) == "embeddings" else 1.0

@@ -1,70 +1,56 @@
-"""The byte-level transformer of the paper (section 6.1): post-norm blocks, all but the first few progressive."""
+"""The byte-level transformer: a stack of blocks of one kind (model/blocks), all but the first few progressive."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from upscale.config import ModelConfig
-from upscale.model import activation_checkpointing
-from upscale.model.dropout import Dropout, block_keys
+from upscale.model import activation_checkpointing, blocks
+from upscale.model.attention import rms_norm
+from upscale.model.blocks import Block
+from upscale.model.dropout import block_keys
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
 
-class Attention(nn.Module):
-    """Causal multi-head self-attention with logits scaled by 1/k, k the head size (Yang et al. 2022, section 4)."""
+class ResidualBlock(nn.Module):
+    """x + Block(x), for a block that gives what is added to x."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool):
+    def __init__(self, block: Block):
         super().__init__()
-        self.heads, self.head_size = heads, width // heads
-        self.project_in = nn.Linear(width, 3 * width, bias=False)
-        self.project_out = nn.Linear(width, width)
-        self.query_norm = nn.LayerNorm(self.head_size, bias=False) if qk_norm else nn.Identity()
-        self.key_norm = nn.LayerNorm(self.head_size, bias=False) if qk_norm else nn.Identity()
-        # Normalised queries and keys have length sqrt(k), so that 1/k would leave every logit below 1.
-        self.scale = self.head_size**-0.5 if qk_norm else 1 / self.head_size
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, positions, width = x.shape
-        query, key, value = (
-            self.project_in(x).view(rows, positions, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
-        )
-        query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
-        return self.project_out(mixed.transpose(1, 2).reshape(rows, positions, width))
-
-
-class Block(nn.Module):
-    """x = dropout(LN(x + attention(x))); x = dropout(LN(x + feedforward(x))), over (rows, positions, width)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.attention = Attention(config.width, config.heads, config.qk_norm)
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.feedforward_in = nn.Linear(config.width, 4 * config.width)
-        self.feedforward_out = nn.Linear(4 * config.width, config.width)
-        self.feedforward_norm = nn.LayerNorm(config.width)
-        self.attention_dropout = Dropout(config.dropout, site=0)
-        self.feedforward_dropout = Dropout(config.dropout, site=1)
+        self.block = block
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.attention_dropout(self.attention_norm(x + self.attention(x)), keys)
-        fed = self.feedforward_out(F.relu(self.feedforward_in(x)))
-        return self.feedforward_dropout(self.feedforward_norm(x + fed), keys)
+        return x + self.block(x, keys)
 
 
-class ProgressiveBlock(nn.Module):
+class ProgressiveBlock(ResidualBlock):
     """x + a * Block(x) with a learned scalar a = 0, so that taking part for the first time changes nothing."""
 
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.block = Block(config)
+    def __init__(self, block: Block):
+        super().__init__(block)
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         return x + self.gate * self.block(x, keys)
+
+
+def stacked(model: ModelConfig, index: int) -> nn.Module:
+    """Block number `index` of a model with what is around it: nothing, a sum, or a sum behind a gate."""
+    block = blocks.KINDS[model.block](model)
+    if index >= model.plain_blocks:
+        return ProgressiveBlock(block)
+    return ResidualBlock(block) if block.residual else block
+
+
+def inside(block: nn.Module) -> Block:
+    """The block itself, without what `stacked` put around it."""
+    return block.block if isinstance(block, ResidualBlock) else block
 
 
 class Transformer(nn.Module):
@@ -79,10 +65,10 @@ class Transformer(nn.Module):
         self.config, self.output_multiplier, self.bf16 = config, output_multiplier, bf16
         self.compiled = False
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(config.context, config.width)
-        self.blocks = nn.ModuleList(
-            Block(config) if index < config.plain_blocks else ProgressiveBlock(config) for index in range(config.depth)
-        )
+        kind = blocks.KINDS[config.block]
+        self.position_embedding = nn.Embedding(config.context, config.width) if kind.learned_positions else None
+        self.blocks = nn.ModuleList(stacked(config, index) for index in range(config.depth))
+        self.final_norm = rms_norm(config.width) if kind.final_norm else nn.Identity()
         self.head = nn.Linear(config.width, config.vocabulary)
 
     def forward(
@@ -104,17 +90,18 @@ class Transformer(nn.Module):
             else contextlib.nullcontext()
         )
         with precision:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-            x = self.token_embedding(tokens.long()) + self.position_embedding(positions)
+            x = self.token_embedding(tokens.long())
+            if self.position_embedding is not None:
+                x = x + self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
             for index, block in enumerate(self.blocks[:active_blocks]):
                 keys = None if row_keys is None else block_keys(row_keys, index)
                 x = activation_checkpointing.run(block, x, keys, self.config.checkpointing, self.compiled)
-            return self.head(x[:, -1:] if last_only else x).float() * self.output_multiplier
+            return self.head(self.final_norm(x[:, -1:] if last_only else x)).float() * self.output_multiplier
 
     def insides(self, active_blocks: int | None = None) -> list[Block]:
         """The first `active_blocks` blocks (None: all) without their gates: all of one class, so one compiled graph
         and one kind of sharded unit serve them."""
-        return [block.block if isinstance(block, ProgressiveBlock) else block for block in self.blocks[:active_blocks]]
+        return [inside(block) for block in self.blocks[:active_blocks]]
 
     def compile_blocks(self) -> None:
         """Compile the inside of each block; gates and the choice of blocks stay outside.

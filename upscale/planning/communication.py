@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from upscale import optim
 from upscale.config import Config
 from upscale.engines.buckets import overlaps
 from upscale.machine.gpus import Device
-from upscale.model.costs import parameters
+from upscale.model.costs import matrix_parameters, parameters
 from upscale.planning.memory import shard_ranks
 
 LINK_EFFICIENCY = 0.8
@@ -60,7 +61,8 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
 
     DeepSpeed in its float32 mode moves float32 everywhere; stage 2 reduces in every pass, stage 3 gathers twice and
     reduces in every pass. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2
-    gather after the optimizer's step never does. FSDP2 gathers matrices in bfloat16 and reduces in the last pass only.
+    gather after the optimizer's step never does, nor what an optimizer of whole matrices gathers in it. FSDP2 gathers
+    matrices in bfloat16 and reduces in the last pass only.
     """
     ranks, total = cluster.ranks, parameters(config.model)
     one_way = 4.0 * total * (ranks - 1) / ranks
@@ -76,4 +78,11 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     seconds = cluster.ring_seconds(sent, shards)
     replicas = ranks // shards
     between = 2 * 4.0 * total / shards * (replicas - 1) / replicas
-    return Traffic(sent + between, seconds + cluster.replica_seconds(between), 0.0)
+    gathered = 0.0
+    if optim.KINDS[config.optimizer.kind].whole_matrices:
+        gathered = 4.0 * matrix_parameters(config.model) * (shards - 1) / shards
+    return Traffic(
+        sent + between + gathered,
+        seconds + cluster.replica_seconds(between),
+        cluster.ring_seconds(gathered, shards),
+    )

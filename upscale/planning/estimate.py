@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from upscale import schedule
 from upscale.config import AUTO, Config
-from upscale.model.costs import flops_per_token, parameters, run_flops
+from upscale.config import schema as config_schema
+from upscale.model.costs import activation_bytes, flops_per_token, parameters
 from upscale.planning import memory
 from upscale.planning.communication import Cluster, Traffic, traffic
 
-CHECKPOINT_BYTES = 12
-"""Float32 weight and two moments per parameter."""
 CHECKPOINT_BANDWIDTH = 1e9
 """Bytes per second that one rank writes to a parallel file system."""
 RECOMPUTING = {"none": 1.0, "selective": 1.05, "full": 4 / 3}
@@ -35,7 +34,7 @@ class Estimate:
     activation_bytes: float
     traffic: Traffic
     compute_seconds: float
-    memory_seconds: float
+    optimizer_seconds: float
     run_compute_seconds: float
 
     @property
@@ -54,7 +53,7 @@ class Estimate:
     @property
     def step_seconds(self) -> float:
         """A step at the full batch with all blocks awake."""
-        return self.compute_seconds + self.memory_seconds + self.exposed_seconds
+        return self.compute_seconds + self.optimizer_seconds + self.exposed_seconds
 
     @property
     def tokens_per_second(self) -> float:
@@ -75,7 +74,7 @@ class Estimate:
     def run_seconds(self) -> float:
         """The whole schedule, with its smaller batches and sleeping blocks."""
         steps = steps_in_run(self.config)
-        return self.run_compute_seconds / self.balance + steps * (self.memory_seconds + self.exposed_seconds)
+        return self.run_compute_seconds / self.balance + steps * (self.optimizer_seconds + self.exposed_seconds)
 
     @property
     def gpu_hours(self) -> float:
@@ -83,7 +82,8 @@ class Estimate:
 
     @property
     def checkpoint_bytes(self) -> float:
-        return CHECKPOINT_BYTES * parameters(self.config.model)
+        """Float32 weights and the optimizer's states."""
+        return 4.0 * (parameters(self.config.model) + memory.state_numbers(self.config))
 
     @property
     def checkpoint_seconds(self) -> float:
@@ -101,11 +101,25 @@ def steps_in_run(config: Config) -> int:
     return steps + math.ceil(rest / schedule.full_batch_size(config.schedule, config.data.lanes))
 
 
+def run_flops(config: Config) -> float:
+    """The whole schedule's floating-point operations, with sleeping blocks left out while they sleep."""
+    wakes, model = config.schedule, config.model
+    total, begin = 0.0, 0
+    while begin < wakes.instances:
+        active = schedule.active_blocks(begin, wakes, model)
+        asleep = active < model.depth and wakes.wake_every
+        end = min((begin // wakes.wake_every + 1) * wakes.wake_every if asleep else wakes.instances, wakes.instances)
+        total += (end - begin) * model.context * flops_per_token(model, active)
+        begin = end
+    return total
+
+
 def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
     """What `config` (resolved) costs when matrix products run at `utilization` of the device's peak.
 
     Computing takes the FLOPs of the rank with most rows at that rate, longer by RECOMPUTING under checkpointing, but
-    at least what reading the weights for each pass takes. Memory-bound work is the optimizer: 28 bytes a parameter.
+    at least what reading the weights for each pass takes. The optimizer reads gradients, and reads and writes weights
+    and its states: 28 bytes a parameter for AdamW; the products of one that has some run at that rate, on every rank.
     """
     model, device, ranks = config.model, cluster.device, cluster.ranks
     lanes = config.data.lanes
@@ -125,6 +139,7 @@ def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
     total = parameters(model)
     # Each pass reads float32 weights, writes bfloat16 copies and reads those, forward and backward.
     weight_seconds = passes * 16 * total / device.memory_bandwidth
+    moved_bytes = 4 * (3 * total + 2 * memory.state_numbers(config))
     return Estimate(
         config=config,
         cluster=cluster,
@@ -133,10 +148,11 @@ def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
         passes=passes,
         global_batch=batch,
         rows_of_busiest_rank=busiest,
-        activation_bytes=memory.activation_bytes(model, max(1, micro_batch), config.engine.precision),
+        activation_bytes=activation_bytes(model, max(1, micro_batch), config.engine.precision),
         traffic=traffic(config, cluster, passes),
         compute_seconds=max(flops / rate, weight_seconds),
-        memory_seconds=28 * total / memory.shard_ranks(config, ranks) / device.memory_bandwidth,
+        optimizer_seconds=moved_bytes / memory.shard_ranks(config, ranks) / device.memory_bandwidth
+        + memory.optimizer_flops(config) / (utilization * device.peak_flops),
         run_compute_seconds=max(run_flops(config) / ranks / rate, steps_in_run(config) * weight_seconds),
     )
 
@@ -148,7 +164,8 @@ def with_engine(config: Config, name: str, stage: int, shard: int | str, checkpo
 
 
 def alternatives(config: Config, cluster: Cluster, utilization: float) -> list[Estimate]:
-    """Every engine and stage under each activation checkpointing, at the largest micro-batch that fits.
+    """Every engine and stage that the optimizer allows, under each activation checkpointing, at the largest micro-batch
+    that fits.
 
     Those that fit come first, fastest first; where several take as long within TIE, the first of this order: what
     shards less, then FSDP2, then stage 3, which moves twice the bytes and is not compiled.
@@ -157,10 +174,9 @@ def alternatives(config: Config, cluster: Cluster, utilization: float) -> list[E
     if cluster.nodes > 1 and cluster.gpus_per_node > 1:
         ways.append(("fsdp", 1, cluster.gpus_per_node))
     ways += [("fsdp", 1, AUTO), ("deepspeed", 3, AUTO)]
+    configs = [with_engine(config, *way, mode) for mode in ("none", "selective", "full") for way in ways]
     found = [
-        estimate(with_engine(config, *way, checkpointing), cluster, utilization)
-        for checkpointing in ("none", "selective", "full")
-        for way in ways
+        estimate(one, cluster, utilization) for one in configs if config_schema.can_step(one.optimizer, one.engine)
     ]
     fitting = [one for one in found if one.fits]
     fastest = min((one.run_seconds for one in fitting), default=0.0)

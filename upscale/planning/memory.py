@@ -1,8 +1,9 @@
 """The bytes a rank holds under each engine: states exactly, activations as eager PyTorch saves them.
 
 States are counted from the shapes of the model on the meta device, with the padding each engine adds; tests compare
-them with the storages of real engines. Activations are what autograd saves for the backward pass, counted tensor by
-tensor; tests compare them with autograd's own hooks. `torch.compile` saves less, so a compiled run has room to spare.
+them with the storages of real engines. Activations (model/costs.py) are what autograd saves for the backward pass,
+counted tensor by tensor; tests compare them with autograd's own hooks. `torch.compile` saves less, so a compiled run
+has room to spare.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import math
 
 import torch
 
+from upscale import optim
 from upscale.config import AUTO, Config, ModelConfig
 from upscale.engines import buckets
-from upscale.model import parametrization
-from upscale.model.costs import parameters
+from upscale.model import blocks, parametrization
+from upscale.model.costs import activation_bytes, parameters
 
 USABLE_MEMORY = 0.9
 """Share of a device's memory to plan with: the rest is the CUDA context, the allocator's gaps and NCCL's buffers."""
@@ -25,9 +27,6 @@ CPU_MICRO_BATCH = 16
 LIVE_PARAMETERS = 1_000_000_000
 PERSISTENT_PARAMETER = 100_000
 ALIGNMENT = 2
-
-PRODUCT_BYTES = {"bf16": 2, "fp32": 4}
-"""Of a number in a matrix product; `auto` is not among them, because it must be settled before bytes are counted."""
 
 
 def shard_ranks(config: Config, ranks: int) -> int:
@@ -52,9 +51,28 @@ def _shapes(model: ModelConfig) -> torch.nn.Module:
     return parametrization.build(Config(model=model), "meta")
 
 
+def _states(config: Config) -> list[tuple[torch.Size, int, int]]:
+    """Shape, number of states and number of matrices of every parameter under the config's optimizer."""
+    model, kind = _shapes(config.model), optim.KINDS[config.optimizer.kind]
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    groups = optim.parameter_groups(model, config)
+    return [(shapes[name], len(kind.states(g.matrices)), g.matrices) for g in groups for name in g.names]
+
+
+def state_numbers(config: Config) -> int:
+    """Numbers in the optimizer's states, over all parameters."""
+    return sum(count * shape.numel() for shape, count, _ in _states(config))
+
+
+def optimizer_flops(config: Config) -> float:
+    """Floating-point operations of matrix products in the optimizer's step, which every rank computes in full."""
+    kind = optim.KINDS[config.optimizer.kind]
+    return sum(kind.step_flops(shape, matrices, config) for shape, _, matrices in _states(config))
+
+
 def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]:
-    shapes = [parameter.shape for parameter in model.parameters()]
-    held = 4 * sum(math.ceil(shape[0] / shards) * math.prod(shape[1:]) for shape in shapes)
+    shares = [(4 * math.ceil(shape[0] / shards) * math.prod(shape[1:]), count) for shape, count, _ in _states(config)]
+    held, moments = sum(share for share, _ in shares), sum(share * count for share, count in shares)
     gathered = 2 if config.engine.in_bfloat16 else 4
     block = max(sum(parameter.numel() for parameter in part.parameters()) for part in model.blocks)
     total = parameters(config.model)
@@ -65,7 +83,7 @@ def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]
     return {
         "weights": held,
         "master": 0,
-        "moments": 2 * held,
+        "moments": moments,
         "gradients": held,
         "working": gathered * whole + 4 * min(total, 2 * block + root) if shards > 1 else 0,
     }
@@ -78,7 +96,8 @@ def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, 
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     if stage == 0:
-        return {"weights": 4 * total, "master": 0, "moments": 8 * total, "gradients": 4 * total, "working": 0}
+        moments = 4 * state_numbers(config)
+        return {"weights": 4 * total, "master": 0, "moments": moments, "gradients": 4 * total, "working": 0}
     if stage == 3:
         share = sum(math.ceil(size / ranks) for size in sizes.values())
         # Small parameters stay gathered; a single rank's shard of them is the whole.
@@ -92,7 +111,7 @@ def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, 
             "working": 4 * (reducing + live),
         }
     step = ALIGNMENT * ranks
-    groups = parametrization.parameter_groups(model, config)
+    groups = optim.parameter_groups(model, config)
     padded = sum(math.ceil(sum(sizes[name] for name in group.names) / step) * step for group in groups)
     return {
         "weights": 4 * padded,
@@ -101,42 +120,6 @@ def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, 
         "gradients": 4 * (padded if stage == 1 else padded // ranks),
         "working": 4 * reducing,
     }
-
-
-def block_activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
-    """What one block saves for its backward pass, for `rows` rows of the model's context.
-
-    bf16, per position: bfloat16 copies of both inputs and of attention's output (6 w), queries, keys and values (6 w),
-    the hidden layer (8 w), float32 inputs and outputs of two norms (16 w), attention's log-sum-exp (4 a head) and the
-    norms' means and deviations (16); per block the bfloat16 copies of its matrices (24 w^2). fp32: everything once at
-    4 bytes.
-    """
-    w, positions = model.width, rows * model.context
-    if PRODUCT_BYTES[precision] == 2:
-        return positions * (36 * w + 4 * model.heads + 16) + 24 * w * w
-    return positions * (56 * w + 4 * model.heads + 16)
-
-
-def kept_activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
-    """What one block keeps until its backward pass under activation checkpointing: its float32 input and, selective,
-    the results of its matrix products (9 w numbers a position), attention's (w) and its log-sum-exp."""
-    number = PRODUCT_BYTES[precision]
-    products = 10 * number * model.width + 4 * model.heads if model.checkpointing == "selective" else 0
-    return rows * model.context * (4 * model.width + products)
-
-
-def activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
-    """The peak of what a micro-batch of `rows` needs besides the states, all blocks awake."""
-    w, positions = model.width, rows * model.context
-    block = block_activation_bytes(model, rows, precision)
-    progressive = max(0, model.depth - model.plain_blocks)
-    if model.checkpointing == "none":
-        inside = model.depth * block + progressive * positions * 4 * w
-    else:
-        # What every block keeps, and the insides of the one being computed again.
-        inside = block + model.depth * kept_activation_bytes(model, rows, precision)
-    # Logits in bfloat16 and float32, scaled; log-probabilities, and the gradients of these.
-    return inside + positions * (6 * w + 22 * model.vocabulary)
 
 
 def largest_micro_batch(config: Config, ranks: int, memory_bytes: float) -> int:
@@ -166,7 +149,7 @@ def largest_inference_batch(config: Config, free_bytes: float) -> int:
     width, positions = config.model.width, config.model.context
 
     def taken(rows: int) -> float:
-        block = block_activation_bytes(config.model, rows, config.engine.precision)
+        block = blocks.KINDS[config.model.block].saved_bytes(config.model, rows, config.engine.precision)
         return block + rows * positions * 8 * width
 
     room, one, two = free_bytes * USABLE_MEMORY, taken(1), taken(2)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from upscale import schedule
 from upscale.console.text import aligned_table, duration, size
-from upscale.model.costs import flops_per_token, parameters, run_flops
-from upscale.planning.estimate import Estimate
-from upscale.planning.memory import USABLE_MEMORY, activation_bytes
+from upscale.model.costs import activation_bytes, flops_per_token, parameters
+from upscale.planning.estimate import Estimate, run_flops
+from upscale.planning.memory import USABLE_MEMORY
 
 
 def engine_name(one: Estimate) -> str:
@@ -33,7 +33,7 @@ def record(one: Estimate) -> dict:
         "activation_bytes": one.activation_bytes,
         "sent_bytes_per_step": one.traffic.sent_bytes,
         "compute_seconds": one.compute_seconds,
-        "optimizer_seconds": one.memory_seconds,
+        "optimizer_seconds": one.optimizer_seconds,
         "exposed_communication_seconds": one.exposed_seconds,
         "step_seconds": one.step_seconds,
         "tokens_per_second": one.tokens_per_second,
@@ -53,7 +53,7 @@ def details(one: Estimate) -> str:
     rows = [row for row in (1, 4, 16, 64) if row <= one.rows_of_busiest_rank]
     by_rows = ", ".join(f"{size(activation_bytes(model, row, config.engine.precision))} for {row}" for row in rows)
     lines = {
-        "model": f"width {model.width}, {model.depth} blocks, {parameters(model):,} parameters",
+        "model": f"width {model.width}, {model.depth} blocks ({model.block}), {parameters(model):,} parameters",
         "work": f"{flops * model.context:.3g} FLOP an instance, {run_flops(config):.3g} for "
         f"{config.schedule.instances:,} instances",
         "as written": f"{engine_name(one)}, {config.engine.precision}, checkpointing {model.checkpointing}, "

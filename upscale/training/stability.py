@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from upscale.distributed.world import World
-from upscale.model.transformer import ProgressiveBlock, Transformer
+from upscale.model.transformer import ProgressiveBlock, Transformer, inside
 
 ROWS = 2
 
@@ -60,12 +60,13 @@ class Observer:
         seen: dict[str, list[torch.Tensor]] = {"largest": [], "squares": [], "gates": []}
         with ExitStack() as stack:
             for block in self.blocks[:active]:
-                inner = block.block if isinstance(block, ProgressiveBlock) else block
-                attention, query = inner.attention, []
+                inner, query = inside(block), []
+                attention = inner.attention
+                query_end, key_end = attention.ends
                 for module, hook in (
-                    (attention.query_norm, lambda _m, _i, output, query=query: query.append(output)),
+                    (query_end, lambda _m, _i, output, query=query: query.append(output)),
                     (
-                        attention.key_norm,
+                        key_end,
                         lambda _m, _i, output, query=query, scale=attention.scale: seen["largest"].append(
                             largest_logit(query.pop(), output, scale)
                         ),
