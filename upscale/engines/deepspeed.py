@@ -18,7 +18,8 @@ import torch
 from upscale import optim
 from upscale.config import Config
 from upscale.distributed.world import World
-from upscale.engines import Fragment, StepReport, buckets
+from upscale.engines import buckets
+from upscale.engines.protocol import Fragment, StepReport
 from upscale.errors import UserError
 from upscale.model.transformer import Transformer
 

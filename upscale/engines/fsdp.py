@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from upscale import optim
 from upscale.config import AUTO, Config
 from upscale.distributed.world import World
-from upscale.engines import Fragment, StepReport
+from upscale.engines.protocol import Fragment, StepReport
 from upscale.errors import UserError
 from upscale.model.transformer import Transformer
 
