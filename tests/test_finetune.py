@@ -71,7 +71,7 @@ def test_fine_tuning_equals_a_plain_trainer(folder, tuned):
     config = tiny.config(**changes(folder, **OPTIONS))
     plain = PlainTrainer(config)
     plain.model.load_state_dict(upscale.load(folder / "weights.safetensors").state_dict())
-    rows = training_rows.opened(config)(range(12), "cpu")
+    rows = training_rows.open_rows(config)(range(12), "cpu")
     expected = [plain.step(rows.draw(1), 12 * step) / torch.tensor(2.0).log().item() for step in range(12)]
     assert losses(tuned) == pytest.approx(expected, rel=1e-6)
     assert {record["active_blocks"] for record in metrics(tuned)} == {6}

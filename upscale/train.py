@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{ranks} ranks for data.lanes = {most}, but a lane never spans ranks. Start at most {most} ranks, or "
             f"begin a new run with data.lanes={ranks} or more."
         )
-    rows, initial = training_rows.opened(config), warm_start.wanted(config)
+    rows, initial = training_rows.open_rows(config), warm_start.wanted(config)
     datasets = (
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
@@ -125,9 +125,9 @@ class Trainer:
         model, self.engine = train_step.build(config, world)
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-        self.lanes = prefetch.drawn(config.data, rows, owned, world.device)
+        self.lanes = prefetch.prefetched(config.data, rows, owned, world.device)
         self.micro_batch = train_step.micro_batch(config, world)
-        self.passes = train_step.Passes(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
+        self.microbatches = train_step.Microbatches(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
         self.counters, more_notes = self.saver.resume(initial)
@@ -185,7 +185,7 @@ class Trainer:
             active = schedule.active_blocks(seen, self.config.schedule, self.config.model)
             with self.generating.running():
                 rows = self.lanes.draw(batch // self.config.data.lanes, self.following_rows_per_lane(seen + batch))
-            loss = self.passes.backpropagate(
+            loss = self.microbatches.backpropagate(
                 rows,
                 batch,
                 active,
@@ -203,7 +203,7 @@ class Trainer:
 
             stopping, finished = stop(), self.finished()
             if self.counters.step % self.config.tracking.log_every == 0 or finished:
-                bits = self.world.sum(loss).item() / math.log(2)  # waits for the device, as engines may in a step
+                bits = self.world.all_reduce_sum(loss).item() / math.log(2)  # waits for the device
                 observed = self.observe(rows, active)
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
                 self.log(bits, report, batch, active, observed)
@@ -274,7 +274,7 @@ class Trainer:
         per_device = tokens_per_second / self.world.size
         flops_per_second = planning.flops_per_token(model, active) * per_device
         factor = schedule.learning_rate_factor(seen - batch, self.config.schedule)
-        generate_seconds, draw_seconds, peak = self.world.maxima(
+        generate_seconds, draw_seconds, peak = self.world.all_reduce_maxima(
             [self.generating.take(), self.lanes.take_seconds(), peak_memory_gib(self.world.device)]
         )
         record = {

@@ -32,7 +32,7 @@ def test_unions_and_overlaps_against_points():
 def nothing_and_something(world: World) -> list[dict]:
     def exchange() -> None:
         for _ in range(20):
-            world.sum(torch.ones(100_000))
+            world.all_reduce_sum(torch.ones(100_000))
 
     return [measure(lambda: torch.ones(10) + 1, world.device), measure(exchange, world.device)]
 

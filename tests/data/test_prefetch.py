@@ -19,7 +19,7 @@ from tests.ranks import run_ranks
 from tests.test_train import SLOW_STEPS, command, finish, logged, losses, metrics, start, torchrun, train, wait_for
 from upscale import train as program
 from upscale.data import prefetch, training_rows
-from upscale.data.training_rows import Kept
+from upscale.data.training_rows import SnapshotRows
 from upscale.data.worker_pool import Workers
 from upscale.errors import RunError, UserError
 from upscale.sources.recurrent import native
@@ -40,7 +40,7 @@ def settings(**changes):
 def opened(mode, device=CPU, **changes):
     """Lanes 0 to 4 drawn in one mode, by two workers if by workers."""
     chosen = settings(data__ahead=mode, **({"data__workers": 2} if mode == "workers" else {}), **changes)
-    return prefetch.drawn(chosen.data, training_rows.opened(chosen), range(5), device)
+    return prefetch.prefetched(chosen.data, training_rows.open_rows(chosen), range(5), device)
 
 
 @pytest.fixture
@@ -98,22 +98,22 @@ def _resumed(world, folder):
     for name, mode, steps in (("none", "none", None), ("ahead", "workers", 6), ("ahead", "thread", None)):
         changes = dict(run__dir=folder / name, data__ahead=mode, data__sources=MIXTURE, run__seed=4)
         config = tiny.config(**changes, **({"run__steps": steps} if steps else {}))
-        program.Trainer(config, world, [], training_rows.opened(config), None, program.StopRequest()).run()
+        program.Trainer(config, world, [], training_rows.open_rows(config), None, program.StopRequest()).run()
 
     with pytest.MonkeyPatch.context() as patch:
         for steps in (2, 3):
             config = tiny.config(run__dir=folder / "log", data__sources=MIXTURE, run__steps=steps)
-            program.Trainer(config, world, [], training_rows.opened(config), None, program.StopRequest()).run()
+            program.Trainer(config, world, [], training_rows.open_rows(config), None, program.StopRequest()).run()
             patch.setattr(native, "available", lambda: False)
 
 
 def _trained(world, folder):
     growing = dict(schedule__batch__end=60, schedule__batch__to=144, data__draw=1, schedule__instances=200, run__seed=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefetch.Ahead, "_undo", lambda *_: pytest.fail("a wrong guess"))
+        patch.setattr(prefetch.Prefetcher, "_undo", lambda *_: pytest.fail("a wrong guess"))
         for mode in ("none", "thread"):
             config = tiny.config(run__dir=folder / mode, data__ahead=mode, **growing)
-            program.Trainer(config, world, [], training_rows.opened(config), None, program.StopRequest()).run()
+            program.Trainer(config, world, [], training_rows.open_rows(config), None, program.StopRequest()).run()
 
 
 class Faulty(UniformSource):
@@ -135,7 +135,8 @@ def faulty(lanes, device):
 @pytest.mark.parametrize("mode", MODES)
 def test_errors_are_raised_by_the_draw_that_takes_the_rows(mode):
     """Against drawing in turn: the same exception at the same draw; what was before it can still be saved."""
-    rows = prefetch.Ahead(Kept(faulty(range(4), "cpu")) if mode == "thread" else Workers(faulty, range(4), 2), CPU)
+    made = SnapshotRows(faulty(range(4), "cpu")) if mode == "thread" else Workers(faulty, range(4), 2)
+    rows = prefetch.Prefetcher(made, CPU)
     plain = faulty(range(4), "cpu")
     for _ in range(2):
         assert torch.equal(rows.draw(4, 4), plain.draw(4))
@@ -158,7 +159,7 @@ def test_what_a_worker_cannot_make_is_told_at_the_start():
 def test_a_worker_that_dies_is_an_error_and_not_a_hang():
     """Against a kill from outside, as the kernel does when memory is short: told at the next draw."""
     workers = Workers(faulty, range(4), 2)
-    rows = prefetch.Ahead(workers, CPU)
+    rows = prefetch.Prefetcher(workers, CPU)
     rows.draw(4)
     workers._workers[1].process.kill()
     with pytest.raises(RunError, match="a worker of data.ahead=workers was killed by signal 9"):

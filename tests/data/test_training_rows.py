@@ -35,7 +35,7 @@ def test_the_rows_of_a_step_are_the_same_windows_at_any_number_of_ranks(folder, 
     """Against the windows 0 to 35, then 36 to 47, of the reader: three rows a lane, then one."""
     chosen = config(folder)
     windows = Windows.open([folder], context=16, seed=0)
-    ranks = [training_rows.opened(chosen)(owned_lanes(12, rank, size), "cpu") for rank in range(size)]
+    ranks = [training_rows.open_rows(chosen)(owned_lanes(12, rank, size), "cpu") for rank in range(size)]
     for rows_per_lane, instances in ((3, range(36)), (1, range(36, 48))):
         rows = torch.cat([rank.draw(rows_per_lane) for rank in ranks])
         expected = windows.rows(torch.tensor(instances))
@@ -45,27 +45,27 @@ def test_the_rows_of_a_step_are_the_same_windows_at_any_number_of_ranks(folder, 
 
 
 def test_a_state_continues_in_another_world_and_in_a_moved_folder(folder, tmp_path):
-    whole = training_rows.opened(config(folder))(range(12), "cpu")
-    part = training_rows.opened(config(folder))(range(5), "cpu")
+    whole = training_rows.open_rows(config(folder))(range(12), "cpu")
+    part = training_rows.open_rows(config(folder))(range(5), "cpu")
     whole.draw(2)
     part.draw(2)
     moved = folder.rename(tmp_path / "elsewhere")
     state = {key: tensor[2:5] for key, tensor in part.state().items()}
-    again = training_rows.opened(config(moved))(range(2, 5), "cpu")
+    again = training_rows.open_rows(config(moved))(range(2, 5), "cpu")
     again.load_state(state)
     assert torch.equal(again.draw(4), whole.draw(4).view(12, 4, 17)[2:5].flatten(0, 1))
 
 
 @pytest.mark.parametrize("change", ["text", "split", "weight"])
 def test_a_state_of_other_texts_is_refused(folder, tmp_path, change):
-    rows = training_rows.opened(config(folder))(range(12), "cpu")
+    rows = training_rows.open_rows(config(folder))(range(12), "cpu")
     other = tmp_path / "other"
     corpus(other, text(1200, seed=1) if change == "text" else CONTENT, SIZES)
     chosen = config(other, data__split="validation" if change == "split" else "train")
     if change == "weight":
         chosen = tiny.config(data__kind="corpus", data__corpora=f"[{{path: {other}, weight: 2}}]")
     with pytest.raises(UserError, match="trained on other texts, another data.split or other weights"):
-        training_rows.opened(chosen)(range(12), "cpu").load_state(rows.state())
+        training_rows.open_rows(chosen)(range(12), "cpu").load_state(rows.state())
 
 
 def test_bad_corpora_are_all_named(folder, tmp_path):
@@ -75,7 +75,7 @@ def test_bad_corpora_are_all_named(folder, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     corpus(tmp_path / "small", CONTENT[:30], {"train": 16, "validation": 7, "test": 7})
     with pytest.raises(UserError) as raised:
-        training_rows.opened(config(folder, tmp_path / "none", tmp_path / "cut", tmp_path / "small"))
+        training_rows.open_rows(config(folder, tmp_path / "none", tmp_path / "cut", tmp_path / "small"))
     message = str(raised.value)
     assert "none is not a prepared corpus: there is no such folder" in message
     assert shard.name in message and "bytes instead of" in message

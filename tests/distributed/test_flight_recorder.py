@@ -55,7 +55,7 @@ def test_what_the_user_has_set_stays(given, left):
 
 
 def record_gloo(world: World, folder: Path) -> Path | None:
-    world.sum(torch.ones(3))
+    world.all_reduce_sum(torch.ones(3))
     record = functools.partial(torch._C._distributed_c10d._dump_fr_trace, includeStackTraces=False)
     return flight_recorder.dump(folder, world.rank, record)
 

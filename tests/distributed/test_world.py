@@ -178,13 +178,13 @@ def test_incomplete_or_contradicting_launches_are_refused(environment, message, 
 def collectives(world: World) -> tuple:
     import torch
 
-    total = world.sum(torch.full((2,), float(world.rank))).tolist()
+    total = world.all_reduce_sum(torch.full((2,), float(world.rank))).tolist()
     beside = world.beside().gather_objects(world.rank * 10)
     return (
         total,
         world.any(world.rank == 2),
         world.any(False),
-        world.maximum(world.rank),
+        world.all_reduce_max(world.rank),
         beside,
         world.broadcast_object(world.rank),
     )
@@ -196,7 +196,7 @@ def test_collectives():
 
 def test_a_world_of_one_needs_no_process_group():
     world = World.single()
-    assert (world.any(True), world.maximum(3.0), world.gather_objects("x"), world.broadcast_object(4)) == (
+    assert (world.any(True), world.all_reduce_max(3.0), world.gather_objects("x"), world.broadcast_object(4)) == (
         True,
         3.0,
         ["x"],

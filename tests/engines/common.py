@@ -52,7 +52,7 @@ def train_step(
         total += loss.detach()
     factor = schedule.learning_rate_factor(seen, config.schedule)
     report = engine.step(factor, schedule.awake_groups(seen, config.schedule))
-    return world.sum(total).item(), report
+    return world.all_reduce_sum(total).item(), report
 
 
 def train(world: World, config: Config, steps: int = STEPS, poison: int | None = None, compiled: bool = False) -> dict:

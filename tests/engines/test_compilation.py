@@ -33,7 +33,7 @@ def compilations(world: World, kinds: dict[str, dict], backend: str) -> dict[str
         counters.clear()
         seen = []
         _, engine = train_step.build(config, world)
-        run = train_step.Passes(config, world, engine, 0, micro_batch=2)
+        run = train_step.Microbatches(config, world, engine, 0, micro_batch=2)
         generator = torch.Generator().manual_seed(world.rank)
         for step, (batch, active) in enumerate(STEPS):
             rows = torch.randint(0, 256, (train_step.most_rows(config, world.size, batch), 17), generator=generator)
@@ -72,7 +72,7 @@ def traced_shapes(world: World, evaluation_first: bool) -> list[tuple[int, ...]]
     nn.Module.compile = lambda module, **how: compile_module(module, backend=backend, **how)
     config = tiny.config(model__compile="true")
     _, engine = train_step.build(config, world)
-    run = train_step.Passes(config, world, engine, 0, micro_batch=2)
+    run = train_step.Microbatches(config, world, engine, 0, micro_batch=2)
 
     def evaluate() -> None:
         engine.train_mode(False)

@@ -178,7 +178,7 @@ def sharded(world: World) -> list[tuple]:
 
         def predict(tokens, shapes=shapes):
             shapes.append(tuple(tokens.shape))
-            assert world.sum(torch.ones(1, device=world.device)).item() == world.size
+            assert world.all_reduce_sum(torch.ones(1, device=world.device)).item() == world.size
             return some_logits(tokens)
 
         results = measure(

@@ -29,7 +29,7 @@ def main() -> None:
         for _ in range(2):
             before = allocated()
             _, engine = train_step.build(config, world)
-            run = train_step.Passes(config, world, engine, 0, 2)
+            run = train_step.Microbatches(config, world, engine, 0, 2)
             for step in range(2):
                 run.backpropagate(torch.zeros(12, 17, dtype=torch.uint8, device="cuda"), 12, 6, step)
                 engine.step(1.0, 9)

@@ -91,7 +91,7 @@ def main() -> None:
     from upscale.training import train_step
 
     watch(lanes.Lanes, "draw", "draw")
-    watch(train_step.Passes, "backpropagate", "passes")
+    watch(train_step.Microbatches, "backpropagate", "passes")
     watch(deepspeed.DeepSpeedEngine, "step", "optimizer")
     watch(fsdp.FSDPEngine, "step", "optimizer")
     del sys.argv[0]

@@ -38,7 +38,7 @@ def check_tokens(kind, lanes, rows, length=11, vocabulary=256, seed_tokens=3, se
     def write(some, those):
         """Some lanes, and some of their rows."""
         part = stream.at(some)
-        heights = source._heights(part, rows, length - seed_tokens)
+        heights = source._cumulative_weights(part, rows, length - seed_tokens)
         heights = None if heights is None else heights[:, those]
         given_rows = conditions[some][:, those], seeds[some][:, those]
         return fused.write(source.program(part), *given_rows, heights, source.temperature)

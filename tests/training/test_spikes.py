@@ -38,7 +38,7 @@ def config(folder: Path, action: str, **changes: object) -> Config:
 
 def run(world: World, config: Config, spikes: tuple[int, ...] = SPIKES) -> dict:
     """`Trainer.run` with three times the loss, and gradient, in the given steps."""
-    trainer = train.Trainer(config, world, [], training_rows.opened(config), None, train.StopRequest())
+    trainer = train.Trainer(config, world, [], training_rows.open_rows(config), None, train.StopRequest())
 
     def multiplied(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return common.row_losses(logits, targets) * (3 if trainer.counters.step + 1 in spikes else 1)

@@ -29,7 +29,7 @@ def trainer(world: World, words: list[str]) -> train.Trainer:
     config = config_files.load(None, words).resolved()
     every, tasks = config.evaluation.every, config.evaluation.tasks
     datasets = suite.datasets(tasks, characters=2000) if every else []
-    return train.Trainer(config, world, datasets, training_rows.opened(config), None, train.StopRequest())
+    return train.Trainer(config, world, datasets, training_rows.open_rows(config), None, train.StopRequest())
 
 
 def run(world: World, words: list[str], place: str | None = None, count: int = 0, asked: int = 0) -> int:
@@ -48,7 +48,7 @@ def run(world: World, words: list[str], place: str | None = None, count: int = 0
         return call
 
     if place == "backward":
-        made.passes.backpropagate = ask(made.passes.backpropagate)
+        made.microbatches.backpropagate = ask(made.microbatches.backpropagate)
     elif place == "batch":
         made.evaluation_progress = ask(made.evaluation_progress)
     with made.watchdog:
@@ -121,7 +121,7 @@ def run_with_unequal_memory(world: World, words: list[str]) -> tuple[int, int]:
 def count_decisions(world: World, words: list[str]) -> list[tuple[int, int]]:
     """For each of the steps 2 to 4: decisions that the step waited for on the spot, and those asked ahead."""
     made = trainer(world, words)
-    counts, real, step = [], dist.all_reduce, made.passes.backpropagate
+    counts, real, step = [], dist.all_reduce, made.microbatches.backpropagate
 
     def all_reduce(*arguments, **options):
         if options.get("op") == dist.ReduceOp.MAX and counts:
@@ -132,7 +132,7 @@ def count_decisions(world: World, words: list[str]) -> list[tuple[int, int]]:
         counts.append([0, 0])
         return step(*arguments)
 
-    made.passes.backpropagate, dist.all_reduce = backpropagate, all_reduce
+    made.microbatches.backpropagate, dist.all_reduce = backpropagate, all_reduce
     try:
         with made.watchdog:
             made.run()

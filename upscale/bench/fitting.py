@@ -32,7 +32,7 @@ def micro_batch(config: Config, world: World, local_ranks: int) -> tuple[int, st
         return min(config.engine.micro_batch, most), "given"
     if world.device.type == "cpu":
         planned = memory.largest_micro_batch(config, world.size, free_bytes() / local_ranks)
-        rows = int(-world.maximum(-min(planned, most)))
+        rows = int(-world.all_reduce_max(-min(planned, most)))
         if rows < 1:
             states = sum(memory.state_bytes(config, world.size).values()) / 2**30
             raise UserError(
@@ -121,7 +121,7 @@ class Trial:
         batch = min(per_lane * lanes, most)
         shape = train_step.most_rows(config, world.size, batch), config.model.context + 1
         tokens = torch.randint(0, min(256, config.model.vocabulary), shape, device=world.device)
-        run = train_step.Passes(config, world, self.engine, 0, rows)
+        run = train_step.Microbatches(config, world, self.engine, 0, rows)
         run.sizes = (rows,)
         for step in range(2):
             run.backpropagate(tokens, batch, config.model.depth, step)

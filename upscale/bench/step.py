@@ -53,11 +53,11 @@ class Contender:
     def __init__(self, config: Config, world: World, engine: engines.Engine | plain.PlainPyTorch, micro_batch: int):
         self.config, self.world, self.timed, self.number = config, world, Timed(engine, world.device), 0
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-        self.passes = train_step.Passes(config, world, self.timed, owned[0], micro_batch)
+        self.microbatches = train_step.Microbatches(config, world, self.timed, owned[0], micro_batch)
         self.batch = schedule.full_batch_size(config.schedule, config.data.lanes)
 
     def step(self, rows: torch.Tensor) -> None:
-        self.passes.backpropagate(rows, self.batch, self.config.model.depth, self.number)
+        self.microbatches.backpropagate(rows, self.batch, self.config.model.depth, self.number)
         self.timed.step(1.0, ALL_AWAKE)
         self.number += 1
 
@@ -93,7 +93,7 @@ def measure(
     micro_batch, found_by = fitting.micro_batch(config, world, local_ranks)
     say(f"micro-batches of {micro_batch} rows ({found_by}); building the model")
     owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-    source = prefetch.drawn(config.data, rows, owned, world.device)
+    source = prefetch.prefetched(config.data, rows, owned, world.device)
     _, engine = train_step.build(config, world)
     engine_step = Contender(config, world, engine, micro_batch)
     beside: dict[str, Contender] = {}
@@ -128,7 +128,7 @@ def measure(
                 others[name].append(seconds)
         say(f"step {turn + 1} of {warm_up + steps}: {total:.3f} s{'' if turn >= warm_up else ', not counted'}")
     source.close()
-    peak = world.maximum(peak_memory_gib(world.device))
+    peak = world.all_reduce_max(peak_memory_gib(world.device))
     collectives = communication.measure(lambda: engine_step.step(drawn), world.device) if world.size > 1 else None
     everyone = world.gather_objects((taken, collectives))
     return {

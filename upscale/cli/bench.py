@@ -78,7 +78,7 @@ def _check(options: argparse.Namespace, config: Config, ranks: int) -> None:
 
 
 def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) -> int:
-    rows, place = training_rows.opened(config), placement(os.environ)
+    rows, place = training_rows.open_rows(config), placement(os.environ)
     load = os.getloadavg()[0]
     compiler.check_kernel_compiler(accelerator.device_type())
     world = World.join(timeout_seconds=config.engine.timeout_seconds)

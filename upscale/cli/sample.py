@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         return 0
     config = config_files.load(options.config, options.overrides).resolved()
     if config.data.kind == "corpus":
-        print("\n".join(printable(training_rows.opened(config)(range(1), "cpu").draw(options.rows))))
+        print("\n".join(printable(training_rows.open_rows(config)(range(1), "cpu").draw(options.rows))))
         return 0
     device_type = accelerator.device_type()
     compiler.check_kernel_compiler(device_type)

@@ -92,7 +92,7 @@ class Lanes:
         self.method = ", ".join(sorted(methods)) or "exact"
         """How the sources compute: equal rows need equal ones, unless it is exact, by integers alone."""
         self._sources = [source for source, _ in sources]
-        self._heights = torch.tensor([weight for _, weight in sources], dtype=torch.float64).cumsum(0)
+        self._cumulative_weights = torch.tensor([weight for _, weight in sources], dtype=torch.float64).cumsum(0)
         self._places = torch.arange(len(lanes), device=self.device)
         start = Stream(seed, self.lanes, self.rounds, self.device)
         self.buffers = self._constant_and_noise(start, Purpose.START_CONSTANT, Purpose.START_NOISE, buffer_rows)
@@ -145,7 +145,7 @@ class Lanes:
             yield self._sources[0], self._places
             return
         drawn = Stream(self.seed, self.lanes, self.rounds).uniform(Purpose.SOURCE).to(torch.float64)
-        chosen = torch.searchsorted(self._heights, drawn * self._heights[-1], right=True)
+        chosen = torch.searchsorted(self._cumulative_weights, drawn * self._cumulative_weights[-1], right=True)
         for number, source in enumerate(self._sources):
             places = (chosen == number).nonzero()[:, 0]
             if len(places):

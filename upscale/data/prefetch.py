@@ -14,13 +14,13 @@ from contextlib import nullcontext
 import torch
 
 from upscale.config import AUTO, DataConfig
-from upscale.data.training_rows import Kept, Rows, Undoable
+from upscale.data.training_rows import RestorableRows, Rows, SnapshotRows
 from upscale.data.worker_pool import Workers
 from upscale.machine import cores
 from upscale.machine.timing import Stopwatch
 
 
-class Ahead:
+class Prefetcher:
     """Rows, drawn ahead in one thread where the next number of rows is told.
 
     On a GPU the thread works on a stream of its own, which starts after everything that was queued when the draw was
@@ -28,7 +28,7 @@ class Ahead:
     the draw that takes its rows.
     """
 
-    def __init__(self, rows: Undoable, device: torch.device) -> None:
+    def __init__(self, rows: RestorableRows, device: torch.device) -> None:
         self.lanes, self.method, self.device = rows.lanes, rows.method, device
         self._rows = rows
         self._thread = ThreadPoolExecutor(1, "rows", _use, (device,))
@@ -57,7 +57,7 @@ class Ahead:
         if not self._asked:
             return self._rows.state()
         wait([self._asked[1]])
-        state = self._rows.kept()
+        state = self._rows.snapshot()
         if self._stream:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._stream)
@@ -97,7 +97,7 @@ class Ahead:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             if self._stream:
                 self._stream.wait_event(before)
-            self._rows.keep()
+            self._rows.take_snapshot()
             with watch.running():
                 rows = self._rows.draw(rows_per_lane).to(self.device)
             return rows, watch, self._stream.record_event() if self._stream else None
@@ -109,8 +109,8 @@ def _use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-class InTurn:
-    """Rows drawn when they are wanted, with the interface of `Ahead`."""
+class NoPrefetch:
+    """Rows drawn when they are wanted, with the interface of `Prefetcher`."""
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
         self.lanes, self.method = rows.lanes, rows.method
@@ -128,12 +128,12 @@ class InTurn:
         return
 
 
-def drawn(
+def prefetched(
     settings: DataConfig,
     rows: Callable[[Sequence[int], torch.device | str], Rows],
     lanes: Sequence[int],
     device: torch.device,
-) -> Ahead | InTurn:
+) -> Prefetcher | NoPrefetch:
     """The rows of some lanes, drawn as `data.ahead` says; `rows` makes them of lanes and a device.
 
     auto is a thread with a GPU, which trains meanwhile, and none without, where both would want the same cores.
@@ -142,11 +142,11 @@ def drawn(
     if mode == AUTO:
         mode = "thread" if device.type == "cuda" else "none"
     if mode == "none":
-        return InTurn(rows(lanes, device), device)
+        return NoPrefetch(rows(lanes, device), device)
     if mode == "thread":
-        return Ahead(Kept(rows(lanes, device)), device)
+        return Prefetcher(SnapshotRows(rows(lanes, device)), device)
     count = spare_cores(device) if settings.workers == AUTO else settings.workers
-    return Ahead(Workers(rows, lanes, count), device)
+    return Prefetcher(Workers(rows, lanes, count), device)
 
 
 def spare_cores(device: torch.device) -> int:

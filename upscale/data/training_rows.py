@@ -40,32 +40,32 @@ class Rows(Protocol):
         """Continue from these lanes' state, whichever ranks wrote it."""
 
 
-class Undoable(Rows, Protocol):
+class RestorableRows(Rows, Protocol):
     """Rows that can remember one of their states."""
 
-    def keep(self) -> None:
+    def take_snapshot(self) -> None:
         """Remember the state as it is now."""
 
-    def kept(self) -> dict[str, torch.Tensor]:
+    def snapshot(self) -> dict[str, torch.Tensor]:
         """The state remembered last."""
 
     def close(self) -> None:
         """End what was started for them; they can be drawn no more."""
 
 
-class Kept:
+class SnapshotRows:
     """Rows of this process that can remember one of their states."""
 
     def __init__(self, rows: Rows) -> None:
         self.lanes, self.method = rows.lanes, rows.method
         self.draw, self.state, self.load_state = rows.draw, rows.state, rows.load_state
-        self._kept: dict[str, torch.Tensor] = {}
+        self._snapshot: dict[str, torch.Tensor] = {}
 
-    def keep(self) -> None:
-        self._kept = self.state()
+    def take_snapshot(self) -> None:
+        self._snapshot = self.state()
 
-    def kept(self) -> dict[str, torch.Tensor]:
-        return self._kept
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        return self._snapshot
 
     def close(self) -> None:
         return
@@ -106,7 +106,7 @@ class CorpusLanes:
         self.rounds.copy_(state["rounds"])
 
 
-def opened(config: Config) -> Callable[[Sequence[int], torch.device | str], Rows]:
+def open_rows(config: Config) -> Callable[[Sequence[int], torch.device | str], Rows]:
     """What makes a rank's rows from its lanes and its device, for a resolved config.
 
     Corpora are opened and checked here, before anything is started or written; raises UserError for bad ones.

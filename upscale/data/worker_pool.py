@@ -23,16 +23,16 @@ from pathlib import Path
 import torch
 
 from upscale.data.lanes import owned_lanes
-from upscale.data.training_rows import Kept
+from upscale.data.training_rows import SnapshotRows
 from upscale.errors import RunError
 
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 SECONDS_TO_LEAVE = 5
-CALLS = ("draw", "state", "load_state", "keep", "kept")
+CALLS = ("draw", "state", "load_state", "take_snapshot", "snapshot")
 
 
 class Workers:
-    """The rows of some lanes, drawn by other processes on the CPU; see `upscale.data.training_rows.Undoable`.
+    """The rows of some lanes, drawn by other processes on the CPU; see `upscale.data.training_rows.RestorableRows`.
 
     There are `count` processes, at most one a lane. What a worker raises is raised here; one that dies is a RunError.
     """
@@ -57,11 +57,11 @@ class Workers:
             worker.send(("load_state", {name: value[part.start : part.stop].cpu() for name, value in state.items()}))
         self._answers()
 
-    def keep(self) -> None:
-        self._of_all("keep")
+    def take_snapshot(self) -> None:
+        self._of_all("take_snapshot")
 
-    def kept(self) -> dict[str, torch.Tensor]:
-        return _joined(self._of_all("kept"))
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        return _joined(self._of_all("snapshot"))
 
     def close(self) -> None:
         for worker in self._workers:
@@ -169,7 +169,7 @@ def main() -> None:
         try:
             if rows is None:
                 make, lanes = message
-                rows = Kept(make(lanes, "cpu"))
+                rows = SnapshotRows(make(lanes, "cpu"))
                 result = rows.method
             else:
                 name, *arguments = message

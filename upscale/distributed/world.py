@@ -111,21 +111,21 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The elementwise sum over ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def maximum(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The largest of every rank's number."""
-        return self.maxima([value])[0]
+        return self.all_reduce_maxima([value])[0]
 
-    def minimum(self, value: float) -> float:
+    def all_reduce_min(self, value: float) -> float:
         """The least of every rank's number."""
-        return -self.maximum(-value)
+        return -self.all_reduce_max(-value)
 
-    def maxima(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_maxima(self, values: Sequence[float]) -> list[float]:
         """The largest of every rank's numbers, place by place."""
         # On the CPU, where gloo carries it: deciding something must not wait for the GPU.
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -135,7 +135,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one: the form of every decision the ranks must share."""
-        return self.maximum(float(flag)) > 0
+        return self.all_reduce_max(float(flag)) > 0
 
     def any_later(self, flag: bool) -> Callable[[], bool]:
         """As `any`, without waiting for the other ranks now: what it returns waits for the answer and gives it."""
@@ -168,7 +168,7 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            self.maximum(0.0)
+            self.all_reduce_max(0.0)
 
 
 def _device(found: Placement, environment: Mapping[str, str]) -> tuple[torch.device, str]:

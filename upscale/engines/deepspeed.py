@@ -119,7 +119,7 @@ class DeepSpeedEngine:
         and wait three times for each: 1118 kernels and 33 waits in a step of width 1024, against 1 wait here.
         """
         pieces = [piece for group in self.zero.averaged_gradients.values() for piece in group or []]
-        norm = self.world.sum(torch.nn.utils.get_total_norm(pieces).square()).sqrt()
+        norm = self.world.all_reduce_sum(torch.nn.utils.get_total_norm(pieces).square()).sqrt()
         torch._foreach_mul_(pieces, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm.cpu()  # the one wait for the device: every rank must know whether to step
 

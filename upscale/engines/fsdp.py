@@ -94,7 +94,7 @@ class FSDPEngine:
         """The norm of the whole gradient, the same on every rank; of copies of a shard only the first counts."""
         pieces = [parameter.grad.to_local() for parameter in self.parameters.values() if parameter.grad is not None]
         squared = torch.nn.utils.get_total_norm(pieces).square()
-        return self.world.sum(squared if self.replica == 0 else torch.zeros_like(squared)).sqrt()
+        return self.world.all_reduce_sum(squared if self.replica == 0 else torch.zeros_like(squared)).sqrt()
 
     def _free_gathered(self) -> None:
         """Drop gathered weights that a forward pass without a backward pass left behind: they are no longer current."""

@@ -114,7 +114,7 @@ def measure(
     sums = np.empty((3, len(data) * GROUPS))
     for row, weights in zip(sums, (np.ones_like(mine_bits), mine_bits, mine_bits**2), strict=True):
         row[:] = np.bincount(cells, weights=weights, minlength=len(data) * GROUPS)
-    totals = world.sum(torch.from_numpy(sums).to(world.device)).cpu().numpy().reshape(3, len(data), GROUPS)
+    totals = world.all_reduce_sum(torch.from_numpy(sums).to(world.device)).cpu().numpy().reshape(3, len(data), GROUPS)
     return [_measurement(*totals[:, index]) for index in range(len(data))]
 
 

@@ -39,7 +39,7 @@ def measure(
         slices=slices,
         context=config.model.context,
         world=world,
-        batch_rows=int(world.minimum(planning.inference_batch(config, world.device, MICRO_BATCH))),
+        batch_rows=int(world.all_reduce_min(planning.inference_batch(config, world.device, MICRO_BATCH))),
         progress=progress,
     )
     place = {"step": counters["step"], "instances": counters["instances"]}

@@ -136,7 +136,7 @@ class AutoregressiveSource(Source):
         conditions, seeds = (
             torch.nn.functional.pad(tokens.permute(2, 0, 1), (0, filling)).long() for tokens in (conditions, seeds)
         )
-        heights = self._heights(stream, rows, free_tokens)
+        heights = self._cumulative_weights(stream, rows, free_tokens)
         if heights is not None:
             heights = heights.permute(2, 0, 1)
             heights = torch.nn.functional.pad(heights, (0, filling), value=1.0)
@@ -159,7 +159,7 @@ class AutoregressiveSource(Source):
                 walk.sample(heights_met[time + 1], out=drawn[time + 1])
         return tokens.view(length, lanes, -1)[..., :rows].permute(1, 2, 0).to(token_dtype(self.vocabulary))
 
-    def _heights(self, stream: Stream, rows: int, free_tokens: int) -> torch.Tensor | None:
+    def _cumulative_weights(self, stream: Stream, rows: int, free_tokens: int) -> torch.Tensor | None:
         """Where each draw meets its distribution's sum, as a share of it: (L, rows, free_tokens) fp32, None if greedy.
 
         In (0, 1]: so the first entry of the cumulative sum that reaches height * total always exists and always has a

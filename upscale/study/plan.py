@@ -212,7 +212,7 @@ def _problems_of_files(config: Config, metrics: list[Metric]) -> Iterator[str]:
     if missing:
         return
     try:
-        training_rows.opened(config)
+        training_rows.open_rows(config)
         if config.data.kind == "synthetic":
             for source in config.data.sources:  # a source that cannot write, such as an NCA with an impossible band
                 source.build(config.model.vocabulary)

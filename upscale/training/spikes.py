@@ -54,7 +54,7 @@ class SpikeGuard:
         if not self.settings:
             return False
         # The maximum, so that the ranks agree to the last bit whatever the sum is computed by.
-        self.loss = self.world.maximum(self.world.sum(share.clone()).item())
+        self.loss = self.world.all_reduce_max(self.world.all_reduce_sum(share.clone()).item())
         losses = recent_losses[-self.settings.window :]
         self.found = False
         if len(losses) == self.settings.window:

@@ -43,7 +43,7 @@ def micro_batch(config: Config, world: World) -> int:
     How many passes a step takes follows from it, and every pass of a sharded model is full of collectives.
     """
     room = planning.micro_batch(config, world.device, most_rows(config, world.size), world.size)
-    return int(world.minimum(room))
+    return int(world.all_reduce_min(room))
 
 
 MOST_COMPILED_SIZES = 4
@@ -82,7 +82,7 @@ def split(rows: int, micro_batch: int) -> tuple[int, int]:
     return count, math.ceil(rows / count)
 
 
-class Passes:
+class Microbatches:
     """Sums the gradient of a global batch over micro-batches of at most `micro_batch` rows on each rank.
 
     `first_lane` is the first of this rank's lanes, which places its rows in the global batch. `sizes` are those of

@@ -110,7 +110,7 @@ class RecurrentSource(AutoregressiveSource):
         else:
             from upscale.sources.recurrent.native import write
 
-        heights = self._heights(stream, conditions.shape[1], conditions.shape[2] - self.seed_tokens)
+        heights = self._cumulative_weights(stream, conditions.shape[1], conditions.shape[2] - self.seed_tokens)
         tokens = write(self.program(stream), conditions, seeds, heights, self.temperature)
         return tokens.to(token_dtype(self.vocabulary))
 
