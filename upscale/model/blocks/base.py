@@ -16,6 +16,12 @@ PRODUCT_BYTES = {"bf16": 2, "fp32": 4}
 """Of a number in a matrix product; `auto` is not among them, because it must be settled before bytes are counted."""
 
 
+def output_copied(model: ModelConfig) -> int:
+    """Numbers a position in attention's output as it was computed: saved beside its copy in the order that its
+    projection reads, where queries in an order of their own are several heads'."""
+    return model.width if model.heads > 1 else 0
+
+
 @dataclass(frozen=True)
 class Parameter:
     """What a parameter is for: its role under muP (model/parametrization.py), the part of the model that

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.model.attention import RotaryAttention, rms_norm, rotary_problems
-from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter
+from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, output_copied
 from upscale.model.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class LlamaBlock(Block):
         """
         number, w = PRODUCT_BYTES[precision], model.width
         position = (16 + 10 * number) * w + 8 + 4 * model.heads + 4 * number * hidden_size(model)
+        position += number * output_copied(model)
         if model.qk_norm:
             position += (16 if number == 2 else 8) * w + 8 * model.heads
         return rows * model.context * position + (2 * cls.matrix_parameters(model) if number == 2 else 0)

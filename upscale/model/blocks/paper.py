@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.model.attention import Attention
-from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter
+from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, output_copied
 from upscale.model.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class PaperBlock(Block):
         number, w = PRODUCT_BYTES[precision], model.width
         position = (16 + 10 * number) * w + 4 * model.heads + 16
         if model.qk_norm:
-            position += 2 * number * w + 16 * model.heads
+            position += number * (2 * w + output_copied(model)) + 16 * model.heads
         return rows * model.context * position + (2 * cls.matrix_parameters(model) if number == 2 else 0)
 
     @classmethod

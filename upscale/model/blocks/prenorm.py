@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.model.attention import RotaryAttention, rms_norm, rotary_problems
-from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter
+from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, output_copied
 from upscale.model.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class PrenormBlock(Block):
         bfloat16 copies of the matrices.
         """
         number, w = PRODUCT_BYTES[precision], model.width
-        position = (16 + 18 * number) * w + 8 + 12 * model.heads
+        position = (16 + 18 * number) * w + 8 + 12 * model.heads + number * output_copied(model)
         copies = 0
         if number == 2:
             position, copies = position + 8 * w, 2 * cls.matrix_parameters(model)
