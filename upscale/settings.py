@@ -45,12 +45,22 @@ def components(room: ModuleType, base: type[Section]) -> dict[str, type[Section]
     Imports every file and folder of the room once; a subclass of `base` with a field `kind` is a component. Raises
     TypeError when two claim one name.
     """
-    modules(room)
     found: dict[str, type[Section]] = {}
-    for settings in _subclasses(base):
+    for settings in _subclasses_in(room, base):
         for kind in get_args(settings.model_fields["kind"].annotation) if "kind" in settings.model_fields else ():
-            if found.setdefault(kind, settings) is not settings:
-                raise TypeError(f"{settings.__qualname__} and {found[kind].__qualname__} are both called {kind!r}")
+            _add(found, kind, settings)
+    return dict(sorted(found.items()))
+
+
+def classes(room: ModuleType, base: type) -> dict[str, type]:
+    """The subclasses of `base` in a room, by the name that their attribute `kind` gives, sorted.
+
+    Imports every file and folder of the room once. Raises TypeError when two claim one name.
+    """
+    found: dict[str, type] = {}
+    for component in _subclasses_in(room, base):
+        if kind := vars(component).get("kind"):
+            _add(found, kind, component)
     return dict(sorted(found.items()))
 
 
@@ -74,22 +84,18 @@ def modules(room: ModuleType) -> list[ModuleType]:
     return [importlib.import_module(found.name) for found in pkgutil.iter_modules(room.__path__, room.__name__ + ".")]
 
 
-def _subclasses(base: type) -> Iterator[type]:
-    for subclass in base.__subclasses__():
-        yield subclass
-        yield from _subclasses(subclass)
+def _subclasses_in(room: ModuleType, base: type) -> list[type]:
+    """The subclasses of `base` that the files and folders of a room define."""
+    places = {module.__name__ for module in modules(room)}
+
+    def below(parent: type) -> Iterator[type]:
+        for subclass in parent.__subclasses__():
+            yield subclass
+            yield from below(subclass)
+
+    return [found for found in below(base) if found.__module__ in places]
 
 
-def classes(room: ModuleType, base: type) -> dict[str, type]:
-    """The subclasses of `base` in a room, by the name that their attribute `kind` gives, sorted.
-
-    Imports every file and folder of the room once. Raises TypeError when two claim one name.
-    """
-    for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
-        importlib.import_module(module.name)
-    found: dict[str, type] = {}
-    for component in _subclasses(base):
-        kind = vars(component).get("kind")
-        if kind and found.setdefault(kind, component) is not component:
-            raise TypeError(f"{component.__qualname__} and {found[kind].__qualname__} are both called {kind!r}")
-    return dict(sorted(found.items()))
+def _add(found: dict[str, type], kind: str, component: type) -> None:
+    if found.setdefault(kind, component) is not component:
+        raise TypeError(f"{component.__qualname__} and {found[kind].__qualname__} are both called {kind!r}")

@@ -85,7 +85,7 @@ def test_bad_corpora_are_all_named(folder, tmp_path):
 def test_an_evaluated_text_that_is_trained_on_is_told(tmp_path, monkeypatch):
     """The shipped excerpt whole, against its first tenth, trained on 40 %: four of eight stretches, then all; never its
     held-out splits. Chunks are smaller than the text."""
-    monkeypatch.setattr(training_rows, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(overlap, "CHUNK_BYTES", 10_000)
     whole = TEXTS["wp"].load()
     content = whole.data.tobytes()
     sizes = {"train": 4 * len(content) // 10, "validation": len(content) // 2, "test": 10}

@@ -120,7 +120,8 @@ class DeepSpeedEngine:
         """
         pieces = [piece for group in self.zero.averaged_gradients.values() for piece in group or []]
         norm = self.world.all_reduce_sum(torch.nn.utils.get_total_norm(pieces).square()).sqrt()
-        torch._foreach_mul_(pieces, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+        # Not by NaN: stage 3 keeps the zeros of sleeping parameters in these buffers, and never writes them again.
+        torch._foreach_mul_(pieces, (self.clip / (norm + 1e-6)).clamp(max=1.0).nan_to_num(nan=1.0))
         return norm.cpu()  # the one wait for the device: every rank must know whether to step
 
     def fragments(self) -> Iterator[Fragment]:
