@@ -54,7 +54,7 @@ def inside(block: nn.Module) -> Block:
 
 
 class Transformer(nn.Module):
-    """Bytes in, logits of the next byte out.
+    """Tokens in, logits of the next token out.
 
     The precision belongs to the model and not to an engine: weights stay in float32 under every engine, and with
     `bf16` the matrix products run in bfloat16 by autocast, as the paper's did in float16.
