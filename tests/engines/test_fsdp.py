@@ -71,14 +71,38 @@ def held(world: World) -> dict[str, int]:
 
 
 def traffic(world: World, kind: dict) -> dict[str, int]:
-    """How often a step of three micro-batches, two of the six blocks awake, gathers weights and reduces gradients."""
+    """How often a step (at two ranks three micro-batches, at four two) gathers weights and reduces gradients, with two
+    of the six blocks awake."""
     config = common.config(**kind)
     engine = engines.create(config, parametrization.build(config), world)
     with CommDebugMode() as counted:
-        common.train_step(engine, world, config, common.global_rows(0)[:6], 0)
-    names = {"gathered": "allgather", "reduced": "reduce_scatter"}
+        common.train_step(engine, world, config, common.global_rows(0).tensor_split(world.size)[world.rank], 0)
+    names = {"gathered": "allgather", "reduced": "reduce_scatter", "summed": "allreduce"}
     counts = counted.get_comm_counts().items()
     return {key: sum(n for operation, n in counts if name in str(operation)) for key, name in names.items()}
+
+
+def gradient_shares(world: World, kind: dict) -> list[float]:
+    """After each of three backward passes: elements of gradient storage on this rank, as a share of all parameters."""
+    config = common.config(**kind)
+    engine = engines.create(config, parametrization.build(config), world)
+    found = []
+    for index in range(3):
+        loss = engine.logits(common.global_rows(index)[:2, :-1], 6).square().mean() / world.size
+        engine.backward(loss, last=index == 2)
+        storages = {}
+        for group in (group for unit in engine.units for group in unit._get_fsdp_state()._fsdp_param_groups):
+            whole = [getattr(part, "_unsharded_param", None) for part in group.fsdp_params]
+            held = [part.unsharded_accumulated_grad for part in group.fsdp_params]
+            held += [parameter.grad for parameter in whole if parameter is not None]
+            held += [group._partial_reduce_output]
+            held += [part.sharded_param.grad for part in group.fsdp_params]
+            for tensor in (tensor for tensor in held if tensor is not None):
+                local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                storages[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes() / 4
+        found.append(sum(storages.values()) / sum(common.sizes().values()))
+    engine.step(1.0, 2)
+    return found
 
 
 def two_ranks(world: World) -> dict[str, object]:
@@ -98,6 +122,7 @@ def two_ranks(world: World) -> dict[str, object]:
         "evaluations": {"resharded": evaluate_and_write(world, FSDP), "kept": evaluate_and_write(world, KEPT)},
         "traffic": {"resharded": traffic(world, FSDP), "kept": traffic(world, KEPT), "ahead": traffic(world, AHEAD)},
         "bf16": train_with_both_gathers(world, 12),
+        "gradients": {"resharded": gradient_shares(world, FSDP), "kept": gradient_shares(world, KEPT)},
     }
 
 
@@ -109,6 +134,8 @@ def four_ranks(world: World) -> dict[str, dict]:
     return {
         **common.train_each(world, {"resharded": FSDP, "hybrid": HYBRID}),
         "poisoned": common.train(world, common.config(**HYBRID), 10, 5),
+        "traffic": traffic(world, HYBRID),
+        "gradients": {"resharded": gradient_shares(world, FSDP), "hybrid": gradient_shares(world, HYBRID)},
     }
 
 
@@ -174,12 +201,30 @@ def test_bf16_is_close_and_gathering_it_changes_no_bit(two):
     assert cast != pytest.approx(losses, rel=1e-7)
 
 
-def test_gradients_travel_once_a_step_and_sleeping_blocks_never(two):
-    """Of three micro-batches. Three units take part: two blocks, gathered once or twice each time, and the rest."""
+def test_gradients_are_scattered_in_every_pass_and_sleeping_blocks_never(two, four):
+    """Of three micro-batches, at four ranks two. Three units take part: two blocks, gathered once or twice each time,
+    and the rest.
+
+    Two sums over ranks are the loss and the gradient's norm; hybrid, copies of three units' shards are summed once.
+    """
     for rank in two:
-        assert rank["traffic"]["kept"] == {"gathered": 3, "reduced": 3}
-        assert rank["traffic"]["resharded"] == {"gathered": 3 * (2 * 2 + 1), "reduced": 3}
+        assert rank["traffic"]["kept"] == {"gathered": 3, "reduced": 9, "summed": 2}
+        assert rank["traffic"]["resharded"] == {"gathered": 3 * (2 * 2 + 1), "reduced": 9, "summed": 2}
         assert rank["traffic"]["ahead"] == rank["traffic"]["resharded"]
+    for rank in four:
+        assert rank["traffic"] == {"gathered": 2 * (2 * 2 + 1), "reduced": 6, "summed": 3 + 2}
+
+
+def test_a_rank_holds_its_share_of_the_gradient_between_passes(two, four):
+    """Against one divided by the ranks that shard, after each pass: a gradient kept whole would be 1 and more.
+
+    A fifth is allowed on top: rows are padded to a multiple of the shards, and single numbers are on one rank alone.
+    """
+    for ranks, label, shards in ((two, "resharded", 2), (two, "kept", 2), (four, "resharded", 4), (four, "hybrid", 2)):
+        for rank in ranks:
+            shares = rank["gradients"][label]
+            assert len(shares) == 3
+            assert all(0.9 / shards <= share <= 1.2 / shards for share in shares), f"{label}: {shares}"
 
 
 @pytest.mark.parametrize("label", ["resharded", "kept"])

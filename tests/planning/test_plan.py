@@ -115,7 +115,7 @@ def test_traffic_of_each_engine_by_hand():
         assert found.hidden_seconds == pytest.approx(cluster.ring_seconds(hidden * one_way, 16))
     assert traffic(config("w1024"), cluster, 3).hidden_seconds == 0
     fsdp = config("w1024", "engine.name=fsdp")
-    assert traffic(fsdp, cluster, 3).sent_bytes == pytest.approx((6 * 2 + 4) / 4 * one_way)
+    assert traffic(fsdp, cluster, 3).sent_bytes == pytest.approx((6 * 2 + 3 * 4) / 4 * one_way)
     hybrid = traffic(config("w1024", "engine.name=fsdp", "engine.shard_ranks=8"), cluster, 1)
     within, between = total * 7 / 8 * 8, 2 * 4 * total / 8 / 2
     assert hybrid.sent_bytes == pytest.approx(within + between)

@@ -73,7 +73,9 @@ class FSDPEngine:
         self.linked_blocks = active_blocks
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        self.model.set_requires_gradient_sync(last)
+        # Every call scatters its gradient: kept until the last call, it would be whole, in float32, on every rank.
+        # Copies of a shard need the sum over each other only once.
+        self.model.set_requires_all_reduce(last)
         self.model.set_reshard_after_backward(last or self.reshard)
         loss.backward()
 

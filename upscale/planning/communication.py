@@ -62,7 +62,8 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     DeepSpeed in its float32 mode moves float32 everywhere; stage 2 reduces in every pass, stage 3 gathers twice and
     reduces in every pass. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2
     gather after the optimizer's step never does, nor what an optimizer of whole matrices gathers in it. FSDP2 gathers
-    matrices in bfloat16 and reduces in the last pass only.
+    matrices in bfloat16 and scatters gradients in every pass; between copies of the shards they are summed in the last
+    pass only.
     """
     ranks, total = cluster.ranks, parameters(config.model)
     one_way = 4.0 * total * (ranks - 1) / ranks
@@ -74,7 +75,7 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     shards = shard_ranks(config, ranks)
     within = total * (shards - 1) / shards
     gathers = 2 * passes if config.engine.reshard else 1
-    sent = within * (gathers * (2 if config.engine.in_bfloat16 else 4) + 4)
+    sent = within * (gathers * (2 if config.engine.in_bfloat16 else 4) + 4 * passes)
     seconds = cluster.ring_seconds(sent, shards)
     replicas = ranks // shards
     between = 2 * 4.0 * total / shards * (replicas - 1) / replicas
