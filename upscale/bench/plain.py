@@ -2,8 +2,8 @@
 
 - `plain PyTorch` runs the same operations, compiled alike, with the same optimizer: only the engine is missing.
 - `paper's step` is what one writes first, as the paper's published code does: autocast, attention by two matrix
-  products and a softmax, no compilation, one default AdamW. Autocast is to bfloat16, as fast as the paper's float16,
-  and without its loss scaling.
+  products and a softmax, no compilation, one default AdamW. Autocast is to the run's precision: bfloat16 is as fast as
+  the paper's float16, without its loss scaling, and a machine without bfloat16 instructions compares float32.
 
 All train on the same rows in passes of the same size.
 """
@@ -77,9 +77,8 @@ def without_engine(config: Config, world: World) -> PlainPyTorch:
 
 
 def paper_step(config: Config, world: World) -> PlainPyTorch:
-    engine = config.engine.model_copy(update={"precision": "bf16"})
     shape = config.model.model_copy(update={"checkpointing": "none"})
-    model = parametrization.build(config.model_copy(update={"engine": engine, "model": shape}))
+    model = parametrization.build(config.model_copy(update={"model": shape}))
     for block in model.blocks:
         inside(block).attention = UnfusedAttention(inside(block).attention)
     model.to(world.device)
