@@ -2,6 +2,9 @@
 # Sourced inside a job by every script of this folder: the site's environment, one rank per GPU, and what is done when
 # nodes, the time limit or ranks end a step. slurm/README.md tells the whole story; site.env.example lists the settings.
 set -euo pipefail
+# The time limit's USR1 may come in this script's first seconds, before `launch` listens; it would end the job.
+stop_asked=0
+trap 'stop_asked=1' USR1
 cd "$UPSCALE_CLONE" # set by the script that sources this: the root of the clone
 
 SRUN_OPTIONS=() CONTAINER=()
@@ -192,6 +195,7 @@ launch() {
     mkdir -p "$records"
     shift
     trap stop_requested USR1
+    [ "$stop_asked" = 0 ] || stop_requested
     find_nodes
     while :; do
         [ "$stopping" = 0 ] || requeue "no time is left for another step"

@@ -30,7 +30,7 @@ REPOSITORY = HERE.parents[1]
 LIBRARY = ("runtime.c", "memory.c", "libraries.c")
 SOURCES = (*LIBRARY, "driver.c", "nullgpu.h")
 CALLS = re.compile(r"U ((?:__)?(?:cuda|cublas|nccl)[A-Z]\w*)")
-LAUNCHER_VARIABLES = re.compile(r"SLURM_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_\w+|CUDA_VISIBLE_DEVICES")
+LAUNCHER_VARIABLES = re.compile(r"SLURM_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_\w+|CUDA_VISIBLE_DEVICES|DS_ACCELERATOR")
 
 
 @functools.cache

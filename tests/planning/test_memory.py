@@ -238,7 +238,7 @@ def test_a_forward_pass_without_gradients_takes_no_more_than_is_counted(width, p
 
 def test_the_largest_config_is_evaluated_in_full_batches(monkeypatch):
     """w 4096, whose float32 weights of 44 GiB leave 35 GiB of 79: nothing of an optimizer is there."""
-    chosen = config_files.load("configs/w4096.yaml", []).resolved()
+    chosen = config_files.load("configs/w4096.yaml", ["engine.precision=bf16"]).resolved()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (35 * 2**30, 79 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 0)
