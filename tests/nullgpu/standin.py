@@ -30,7 +30,9 @@ REPOSITORY = HERE.parents[1]
 LIBRARY = ("runtime.c", "memory.c", "libraries.c")
 SOURCES = (*LIBRARY, "driver.c", "nullgpu.h")
 CALLS = re.compile(r"U ((?:__)?(?:cuda|cublas|nccl)[A-Z]\w*)")
-LAUNCHER_VARIABLES = re.compile(r"SLURM_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_\w+|CUDA_VISIBLE_DEVICES|DS_ACCELERATOR")
+LAUNCHER_VARIABLES = re.compile(
+    r"SLURM_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_\w+|CUDA_VISIBLE_DEVICES|DS_ACCELERATOR"
+)
 
 
 @functools.cache
