@@ -56,11 +56,11 @@ def test_a_cluster_without_gpus(cluster, tmp_path):
 
 
 def test_near_the_time_limit_it_saves_requeues_and_continues(clone):
-    """Slurm's own USR1, which comes when its half-minutely look at the limits finds less than 45 s left of a minute.
+    """Slurm's own USR1, which comes when its half-minutely look at the limits finds less than 90 s left of two minutes.
 
     Of more minutes on a slow machine, where the stand-ins need more than the second or two in which they save.
     """
-    minutes = clone.cluster.seconds(1 / 4)
+    minutes = 2 * clone.cluster.seconds(1 / 4)
     changes = overrides("b", 350 * minutes, checkpoint__every_steps=1000 * minutes)
     limits = [f"--time={minutes}", f"--signal=B:USR1@{45 * minutes}"]
     job = clone.submit("--nodes=2", *limits, "slurm/pretrain_w1024.sh", *changes)
