@@ -148,8 +148,8 @@ def test_nccls_recorder_has_the_collectives(tmp_path):
     program.write_text(
         "import os, pickle, sys, torch, torch.distributed as dist\n"
         "from pathlib import Path\n"
-        "from upscale.distributed import World\n"
-        "from upscale.supervision import flight_recorder\n"
+        "from upscale.distributed import flight_recorder\n"
+        "from upscale.distributed.world import World\n"
         "folder = Path(sys.argv[1])\n"
         "(folder / flight_recorder.FOLDER).mkdir()\n"
         "os.environ.update(flight_recorder.variables(os.environ, 'cuda', folder, 600))\n"

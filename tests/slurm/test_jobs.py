@@ -56,17 +56,19 @@ def test_a_cluster_without_gpus(cluster, tmp_path):
 
 
 def test_near_the_time_limit_it_saves_requeues_and_continues(clone):
-    """Slurm's own USR1, which comes when its half-minutely look at the limits finds less than 90 s left of two minutes.
+    """Slurm's own USR1, which its half-minutely look at the limits sends between 10 and 40 s after a job's start.
 
-    Of more minutes on a slow machine, where the stand-ins need more than the second or two in which they save.
+    That is at the first look that finds less than the signal's seconds and 30 more left of the limit. On a slow machine
+    all of it takes longer in proportion, so that the stand-ins have begun to train by then.
     """
-    minutes = 2 * clone.cluster.seconds(1 / 4)
-    changes = overrides("b", 350 * minutes, checkpoint__every_steps=1000 * minutes)
-    limits = [f"--time={minutes}", f"--signal=B:USR1@{45 * minutes}"]
+    slower = clone.cluster.seconds(1)
+    limits = [f"--time={slower}", f"--signal=B:USR1@{50 * slower - 30}"]
+    total = 400 * slower  # more than fit between two signals
+    changes = overrides("b", total, checkpoint__every_steps=10 * total)
     job = clone.submit("--nodes=2", *limits, "slurm/pretrain_w1024.sh", *changes)
     found = clone.finish(job)
     assert int(found["Restarts"]) >= 1
-    assert steps(clone, "b") == list(range(1, 350 * minutes + 1)), "every step once: nothing was lost at the stop"
+    assert steps(clone, "b") == list(range(1, total + 1)), "every step once: nothing was lost at the stop"
     assert clone.events("b")[:3] == ["start", "requeued", "start"] and clone.events("b")[-1] == "finished"
     assert "the time limit is near" in clone.log(job) and clone.log(job).count("starting 4 ranks") >= 2
 

@@ -26,7 +26,7 @@ from upscale.errors import UserError
 from upscale.model import parametrization
 from upscale.training import precision
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OLD_CPU = {"architecture": "x86_64", "avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False}
 NEW_CPU = {**OLD_CPU, "avx512_f": True, "avx512_bf16": True}
 AMX_CPU = {**OLD_CPU, "avx512_f": True, "amx_bf16": True}
