@@ -39,7 +39,8 @@ def test_a_terminal_that_closes_is_a_request_to_stop(tmp_path):
     """A real terminal, closed under the training: the kernel sends SIGHUP, and nothing can be printed any more."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        [sys.executable, "-c", "import fcntl, runpy, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+         "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # these tests may themselves run under nohup
          "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
          "upscale/train.py", *command(tmp_path, *SLOW_STEPS)],
         cwd=ROOT, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -53,10 +54,13 @@ def test_a_terminal_that_closes_is_a_request_to_stop(tmp_path):
                 pass
         return logged(tmp_path)
 
-    wait_for(shown, process)
-    os.close(ours)
-    process.send_signal(signal.SIGHUP)  # once more, as a shell does
-    assert process.wait(TIMEOUT_SECONDS) == 75
+    try:
+        wait_for(shown, process)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)  # once more, as a shell does
+        assert process.wait(TIMEOUT_SECONDS) == 75
+    finally:
+        process.kill()
     assert manifest.steps(tmp_path / "checkpoints") == [metrics(tmp_path)[-1]["step"]]
     assert "stopped by SIGHUP" in (tmp_path / "log.txt").read_text()
 

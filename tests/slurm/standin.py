@@ -20,12 +20,10 @@ if __name__ == "__main__":  # before what takes time
 
     signals.remember_stop_requests()
 
-from upscale.checkpoint import manifest
+from upscale.checkpoint import layout, manifest
 from upscale.cli import status
-from upscale.config import Config
-from upscale.config import files as config_files
+from upscale.files import dump_yaml, parse_yaml, write_atomically
 from upscale.launch import signals
-from upscale.schedule import crossed
 
 PEER_SECONDS = float(os.environ.get("STANDIN_PEER_SECONDS", "8"))
 MEETING_SECONDS = float(os.environ.get("STANDIN_MEETING_SECONDS", "60"))
@@ -81,8 +79,8 @@ def train(arguments: list[str]) -> int:
     overrides = [argument for argument in arguments if "=" in argument]
     if any(text.startswith("init.") for text in overrides):
         overrides = [text for text in overrides if not text.startswith("init.")] + FINETUNING
-    config = config_files.load(None, overrides).resolved()
-    directory = Path(config.run.dir)
+    config = config_of(overrides)
+    directory = Path(config["run"]["dir"])
     try:
         return steps(config, directory, Ranks())
     except OSError as error:
@@ -90,26 +88,43 @@ def train(arguments: list[str]) -> int:
         return 1
 
 
-def steps(config: Config, directory: Path, ranks: Ranks) -> int:
+def config_of(overrides: list[str]) -> dict:
+    """The keys of a config that a rank writes or obeys here; the real reader would import torch."""
+    config: dict = {"run": {"name": "run", "dir": None, "steps": None}, "schedule": {}}
+    config["checkpoint"] = {"every_steps": 5, "milestones": 5_000_000}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        *sections, name = key.split(".")
+        place = config
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = parse_yaml(value)
+    config["run"]["dir"] = config["run"]["dir"] or f"runs/{config['run']['name']}"
+    return config
+
+
+def steps(config: dict, directory: Path, ranks: Ranks) -> int:
     folder = directory / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     saved = [
         step for step in manifest.steps(folder) if (manifest.step_folder(folder, step) / manifest.MANIFEST).exists()
     ]
-    step, batch = max(saved, default=0), config.schedule.batch.start
+    batch, instances = config["schedule"]["batch"]["start"], config["schedule"]["instances"]
+    step, every = max(saved, default=0), config["checkpoint"]["every_steps"]
+    milestones = config["checkpoint"]["milestones"]
     if ranks.rank == 0:
-        config_files.write(config, directory / "config.yaml")
+        write_atomically(directory / layout.CONFIG, dump_yaml(config).encode())
         print(f"world of {ranks.size} from step {step}", flush=True)
     while True:
         time.sleep(STEP_SECONDS)
         before, step = step * batch, step + 1
         if fail_at := os.environ.get("STANDIN_FAIL_AT"):
             assert step < int(fail_at) or ranks.rank != ranks.size - 1, "this rank was told to fail"
-        stopping, finished = ranks.any(bool(signals.requested)), step * batch >= config.schedule.instances
-        milestone = crossed(before, step * batch, config.checkpoint.milestones)
+        stopping, finished = ranks.any(bool(signals.requested)), step * batch >= instances
+        milestone = bool(milestones) and step * batch // milestones > before // milestones
         if ranks.rank == 0:
             log(directory, step, step * batch, ranks.size)
-            if stopping or finished or milestone or step % (config.checkpoint.every_steps or 5) == 0:
+            if stopping or finished or milestone or step % every == 0:
                 time.sleep(SAVE_SECONDS * stopping)
                 save(folder, config, step, step * batch, milestone, ranks.size)
         if stopping or finished:
@@ -125,11 +140,11 @@ def log(directory: Path, step: int, instances: int, size: int) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def save(folder: Path, config: Config, step: int, instances: int, milestone: bool, size: int) -> None:
+def save(folder: Path, config: dict, step: int, instances: int, milestone: bool, size: int) -> None:
     path = manifest.step_folder(folder, step)
     path.mkdir(exist_ok=True)
     content = {"step": step, "counters": {"step": step, "instances": instances}, "milestone": milestone}
-    manifest.write(path, {**content, "world_size": size, "files": {}, "config": config_files.as_tree(config)})
+    manifest.write(path, {**content, "world_size": size, "files": {}, "config": config})
 
 
 def main() -> int:
