@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+import pydantic
 import yaml
 
 from upscale.errors import UserError
@@ -58,6 +59,44 @@ def read_json_lines(path: Path) -> Iterator[dict]:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
         yield record
+
+
+class Record(pydantic.BaseModel):
+    """One object of a .jsonl file; the fields that were not given are not written."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    def as_object(self) -> dict[str, Any]:
+        """What the file holds: the fields that were given, in the order of the class."""
+        return self.model_dump(exclude_unset=True)
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+def read_records(path: Path, kind: type[Kind]) -> list[Kind]:
+    """The objects of a .jsonl file as records, without a last line that was cut off; none where the file is missing.
+
+    Fields of other versions are left out. Raises ValueError for a file that cannot be read, and naming file, line and
+    field for what is no such record.
+    """
+    try:
+        lines = list(read_json_lines(path)) if path.is_file() else []
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    return [_record(kind, line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _record(kind: type[Kind], line: dict, place: str) -> Kind:
+    try:
+        return kind.model_validate(line, extra="ignore")
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        said = "missing" if problem["type"] == "missing" else f"{problem['input']!r}; {problem['msg'].lower()}"
+        raise ValueError(f"{place}: the field {field} is {said}") from None
 
 
 class _Loader(yaml.SafeLoader):

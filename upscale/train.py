@@ -46,6 +46,7 @@ from upscale.machine.timing import Stopwatch, peak_memory_gib
 from upscale.training import precision, train_step
 from upscale.training.logger import Tracker
 from upscale.training.profiler import Profiler
+from upscale.training.record import StepRecord
 from upscale.training.spikes import SpikeGuard
 from upscale.training.stability import Observer
 
@@ -267,7 +268,7 @@ class Trainer:
         return self.observer.observe(self.engine.logits, rows, active, self.world)
 
     def log(self, bits: float, report: engines.StepReport, batch: int, active: int, observed: dict) -> None:
-        """One object of metrics.jsonl: the last step's loss, and the mean speed since the last logged step."""
+        """Record the last step's loss, and the mean speed since the last logged step."""
         model, seen = self.config.model, self.counters.instances
         step_seconds = self.seconds / self.steps
         tokens_per_second = batch * model.context / step_seconds
@@ -277,30 +278,30 @@ class Trainer:
         generate_seconds, draw_seconds, peak = self.world.all_reduce_maxima(
             [self.generating.take(), self.lanes.take_seconds(), peak_memory_gib(self.world.device)]
         )
-        record = {
-            "step": self.counters.step,
-            "instances": seen,
-            "tokens": seen * model.context,
-            "loss_bits_per_byte": bits if math.isfinite(bits) else None,
-            "learning_rate": self.config.optimizer.learning_rate * factor,
-            "global_batch": batch,
-            "active_blocks": active,
-            "grad_norm": report.gradient_norm if report.applied else None,
-            "step_seconds": step_seconds,
-            "generate_seconds": generate_seconds / self.steps,
-            "draw_seconds": draw_seconds / self.steps,
-            "checkpoint_blocking_seconds": self.saver.take_blocking_seconds(),
-            "tokens_per_second": tokens_per_second,
-            "tokens_per_second_per_device": per_device,
-            "model_flops_utilization": flops_per_second / self.peak_flops if self.peak_flops else None,
-            "peak_memory_gib": peak,
-            "world_size": self.world.size,
-            "skipped_steps": self.counters.skipped_steps,
-            "spikes": len(self.counters.spikes),
+        record = StepRecord(
+            step=self.counters.step,
+            instances=seen,
+            tokens=seen * model.context,
+            loss_bits_per_byte=bits if math.isfinite(bits) else None,
+            learning_rate=self.config.optimizer.learning_rate * factor,
+            global_batch=batch,
+            active_blocks=active,
+            grad_norm=report.gradient_norm if report.applied else None,
+            step_seconds=step_seconds,
+            generate_seconds=generate_seconds / self.steps,
+            draw_seconds=draw_seconds / self.steps,
+            checkpoint_blocking_seconds=self.saver.take_blocking_seconds(),
+            tokens_per_second=tokens_per_second,
+            tokens_per_second_per_device=per_device,
+            model_flops_utilization=flops_per_second / self.peak_flops if self.peak_flops else None,
+            peak_memory_gib=peak,
+            world_size=self.world.size,
+            skipped_steps=self.counters.skipped_steps,
+            spikes=len(self.counters.spikes),
             **observed,
-        }
+        )
         self.seconds, self.steps = 0.0, 0
-        self.tracker.metrics(record, max(0, self.config.schedule.instances - seen) / batch * step_seconds)
+        self.tracker.metrics(record)
 
     @torch.no_grad()
     def evaluate(self) -> bool:

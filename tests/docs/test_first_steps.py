@@ -52,7 +52,7 @@ def test_rows_training_and_zero_shot_and_the_fields_of_the_run_directory(script,
     monkeypatch.setattr(script, "command", forked)
     assert {len(row) for row in script.look_at_rows(TINY, rounds=2)} == {65}
     evaluation = ["evaluation.every=32", "evaluation.slices=4", "evaluation.tasks=[dyck]"]
-    steps = script.pretrain(tmp_path / "run", 32, [*TINY, *evaluation])
+    steps = script.pretrain(tmp_path / "run", 32, [*TINY, *evaluation, "tracking.stability=true"])
     assert [step["instances"] for step in steps] == [8, 16, 24, 32]
     assert all(step.keys() == documented("metrics.jsonl") for step in steps)
     evaluations = [json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()]

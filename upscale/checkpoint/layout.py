@@ -10,6 +10,7 @@ from upscale.files import read_yaml
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 
 
 def config_path(directory: Path) -> Path:

@@ -11,6 +11,7 @@ from upscale.checkpoint import layout, manifest
 from upscale.console.text import duration
 from upscale.files import read_json_lines
 from upscale.launch.slurm import followups
+from upscale.training.record import read_steps
 
 EVENTS = "slurm/events.jsonl"
 # What a job's last event says about the job.
@@ -42,27 +43,21 @@ def main(arguments: list[str] | None = None) -> int:
 def progress(run: Path, config: dict) -> dict[str, str]:
     """Last logged step, loss, speed, and the time left at that speed."""
     path = run / layout.METRICS
-    logged = list(read_json_lines(path)) if path.exists() else []
+    logged = read_steps(path)
     if not logged:
         return {"step": "none logged yet"}
-    last, total = logged[-1], config["schedule"]["instances"]
-    rate = last["global_batch"] / last["step_seconds"] if last["step_seconds"] else 0.0
-    done = last["instances"] >= total or (config["run"]["steps"] is not None and last["step"] >= config["run"]["steps"])
-    left = max(0, total - last["instances"])
-    if config["run"]["steps"] is not None:
-        left = min(left, max(0, config["run"]["steps"] - last["step"]) * last["global_batch"])
-    bits = last["loss_bits_per_byte"]
-    age = time.time() - path.stat().st_mtime
+    last, total, steps = logged[-1], config["schedule"]["instances"], config["run"]["steps"]
+    if last.instances >= total or (steps is not None and last.step >= steps):
+        left = "none: finished"
+    else:
+        left = last.time_left_text(total, steps)
+        left += f" at {last.rows_per_second:,.1f} rows/s" if last.rows_per_second else ""
     return {
-        "step": f"{last['step']:,}; {last['instances']:,} of {total:,} instances, {last['instances'] / total:.1%}",
-        "loss": "not finite" if bits is None else f"{bits:.4f} bits per byte",
-        "time left": "none: finished"
-        if done
-        else f"{duration(left / rate)} at {rate:,.1f} rows/s"
-        if rate
-        else "unknown",
-        "last logged": f"{duration(age)} ago",
-        "world": f"{last['world_size']} ranks" + _earlier([record["world_size"] for record in logged]),
+        "step": f"{last.step:,}; {last.instances:,} of {total:,} instances, {last.instances / total:.1%}",
+        "loss": last.loss_text,
+        "time left": left,
+        "last logged": f"{duration(time.time() - path.stat().st_mtime)} ago",
+        "world": f"{last.world_size} ranks" + _earlier([record.world_size for record in logged]),
     }
 
 

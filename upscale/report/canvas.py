@@ -116,7 +116,7 @@ def mark_worlds(axes: Axes, runs: Sequence[Run], series: Sequence[numpy.ndarray]
             changed = True
             axes.plot(*at, marker="|", markersize=12, markeredgewidth=1.6, color=colour_of(index))
             offset = {"xytext": (4, 7), "textcoords": "offset points", "fontsize": 9, "color": colour_of(index)}
-            axes.annotate(f"{run.metrics[place]['world_size']} ranks", at, **offset)
+            axes.annotate(f"{run.metrics[place].world_size} ranks", at, **offset)
     return "A tick marks where a run went on with another number of ranks." if changed else ""
 
 

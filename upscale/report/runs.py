@@ -12,7 +12,9 @@ from typing import Any
 import numpy
 import yaml
 
+from upscale.checkpoint.layout import CONFIG, EVALUATIONS, METRICS
 from upscale.files import parse_yaml, read_json_lines
+from upscale.training.record import StepRecord, read_steps
 
 TaskKey = tuple[str, str]
 """A task and its split: ("dyck", "validation")."""
@@ -20,14 +22,7 @@ TaskKey = tuple[str, str]
 UNKNOWN = "–"
 """Stands in tables where there is no number."""
 
-_REQUIRED_METRICS = ("step", "instances", "loss_bits_per_byte")
 _REQUIRED_EVALUATION = ("step", "instances", "bits_per_character")
-_METRICS_NUMBERS = (
-    *("step", "instances", "tokens", "loss_bits_per_byte", "learning_rate", "global_batch", "active_blocks"),
-    *("grad_norm", "step_seconds", "generate_seconds", "tokens_per_second", "tokens_per_second_per_device"),
-    *("model_flops_utilization", "peak_memory_gib", "world_size", "skipped_steps"),
-    "attention_logit_maximum",
-)
 _EVALUATION_NUMBERS = (
     *("step", "instances", "bits_per_character", "standard_error", "markov_bits_per_character", "markov_order"),
     *("markov_published_bits_per_character", "markov_published_order", "optimal_bits_per_character", "samples"),
@@ -46,8 +41,8 @@ class Run:
     """The resolved config; empty without a config.yaml."""
     config_text: str
     """config.yaml as written."""
-    metrics: list[dict[str, Any]]
-    """One mapping a logged step, steps strictly rising; never empty."""
+    metrics: list[StepRecord]
+    """One record a logged step, steps strictly rising; never empty."""
     evaluations: list[dict[str, Any]]
     """One mapping for each task, split and step."""
 
@@ -57,14 +52,8 @@ class Run:
         return values.get(key) if isinstance(values, dict) else None
 
     def column(self, field: str) -> numpy.ndarray:
-        """One field over the logged steps, shape (steps,), NaN where it is null or absent.
-
-        `generate_share` is not a field of the file: it is generate_seconds over step_seconds.
-        """
-        if field == "generate_share":
-            seconds = self.column("step_seconds")
-            return self.column("generate_seconds") / numpy.where(seconds > 0, seconds, numpy.nan)
-        return numpy.array([_number(row.get(field)) for row in self.metrics], dtype=float)
+        """One field or property of StepRecord over the logged steps, shape (steps,), NaN where it is not known."""
+        return numpy.array([_number(getattr(record, field)) for record in self.metrics], dtype=float)
 
     @cached_property
     def instances(self) -> numpy.ndarray:
@@ -162,13 +151,13 @@ def _name(path: Path, config: dict[str, Any]) -> str:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     """The config as a mapping and as text; both empty where there is no config.yaml."""
-    if not (path / "metrics.jsonl").is_file() and not (path / "config.yaml").is_file():
+    if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
         what = "a directory without config.yaml and metrics.jsonl" if path.is_dir() else "no directory"
         raise ValueError(
             f"{path} is not a run directory: it is {what}; "
             "give the directory that `upscale train` wrote, such as runs/NAME"
         )
-    file = path / "config.yaml"
+    file = path / CONFIG
     if not file.is_file():
         return {}, ""
     try:
@@ -187,25 +176,18 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     return config, text
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged steps. After a restart from an older checkpoint the repeated steps replace their first version."""
-    file = path / "metrics.jsonl"
-    rows: list[dict[str, Any]] = []
-    for number, row in _read_lines(file):
-        _check_numbers(file, number, row, required=_REQUIRED_METRICS, numbers=_METRICS_NUMBERS)
-        while rows and rows[-1]["step"] >= row["step"]:
-            rows.pop()
-        rows.append(row)
-    if not rows:
+def _read_metrics(path: Path) -> list[StepRecord]:
+    file = path / METRICS
+    if not (steps := read_steps(file)):
         raise ValueError(
             f"{path} has no metrics yet: {file} has no complete line; report it after its first logged step"
         )
-    return rows
+    return steps
 
 
 def _read_evaluations(path: Path) -> list[dict[str, Any]]:
     """The evaluations; of two of the same task, split and step the later line counts."""
-    file = path / "evaluations.jsonl"
+    file = path / EVALUATIONS
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, row in _read_lines(file):
         if not isinstance(row.get("task"), str):

@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from upscale.checkpoint.layout import METRICS
 from upscale.console.text import duration
 from upscale.errors import INTERRUPTED_EXIT_CODE, RUN_ERROR_EXIT_CODE, STOPPED_EXIT_CODE
-from upscale.files import read_json_lines
 from upscale.study.plan import Member
+from upscale.training.record import read_steps
 
 CONSOLE = "console.txt"
 """In a member's run directory: everything its processes printed."""
@@ -107,11 +108,8 @@ def _with_package(path: str | None) -> str:
 
 def _progress(member: Member) -> str:
     try:
-        last = list(read_json_lines(member.directory / "metrics.jsonl"))[-1]
-    except (OSError, ValueError, IndexError):
+        last = read_steps(member.directory / METRICS)[-1]
+    except (ValueError, IndexError):
         return "starting"
-    bits = last["loss_bits_per_byte"]
-    rate = last["global_batch"] / last["step_seconds"] if last["step_seconds"] else 0.0
-    left = duration((member.instances - last["instances"]) / rate) if rate else "unknown"
-    loss = "not finite" if bits is None else f"{bits:.3f} bits per byte"
-    return f"{last['instances']:,} of {member.instances:,} rows, {loss}, {left} left"
+    left = last.time_left_text(member.instances)
+    return f"{last.instances:,} of {member.instances:,} rows, {last.loss_text}, {left} left"

@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from upscale.checkpoint.layout import EVALUATIONS, METRICS
 from upscale.config import Config
 from upscale.config.files import as_tree
-from upscale.console.text import duration
 from upscale.files import read_json_lines, write_atomically
+from upscale.training.record import StepRecord
 
 
 class _Console(Console):
@@ -84,7 +85,7 @@ class Tracker:
 
     def _forget_after(self, step: int) -> None:
         """Drop records of steps that a crash undid, so that each step stands in a file once."""
-        for name in ("metrics.jsonl", "evaluations.jsonl"):
+        for name in (METRICS, EVALUATIONS):
             self._keep(name, lambda record: record["step"] <= step)
 
     def _keep(self, name: str, wanted: Callable[[dict], bool]) -> None:
@@ -114,25 +115,26 @@ class Tracker:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}", file=self.log_file, flush=True)
             self.terminal.line(message)
 
-    def metrics(self, record: dict, eta_seconds: float) -> None:
+    def metrics(self, record: StepRecord) -> None:
         """One logged step."""
         if not self.is_main:
             return
-        self._append("metrics.jsonl", record)
-        text = metrics_line(record, self.config.schedule.instances, eta_seconds)
+        fields = record.as_object()
+        self._append(METRICS, fields)
+        text = record.console_line(self.config.schedule.instances, self.config.run.steps)
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=self.log_file, flush=True)
-        self.terminal.update(record["instances"], text)
+        self.terminal.update(record.instances, text)
         if self.wandb:
-            self.wandb.log({key: value for key, value in record.items() if value is not None}, step=record["step"])
+            self.wandb.log({key: value for key, value in fields.items() if value is not None}, step=record.step)
 
     def evaluations(self, records: list[dict]) -> None:
         """The records of one evaluation, which take the place of what an interrupted one wrote of the same step."""
         if not self.is_main:
             return
         new = {(record["step"], record["task"], record["split"]) for record in records}
-        self._keep("evaluations.jsonl", lambda old: (old["step"], old["task"], old["split"]) not in new)
+        self._keep(EVALUATIONS, lambda old: (old["step"], old["task"], old["split"]) not in new)
         for record in records:
-            self._append("evaluations.jsonl", record)
+            self._append(EVALUATIONS, record)
             if self.wandb and record["bits_per_character"] is not None:
                 self.wandb.log(
                     {f"bits_per_character/{record['task']}": record["bits_per_character"]}, step=record["step"]
@@ -159,24 +161,3 @@ class Tracker:
             self.log_file.close()
             if self.wandb:
                 self.wandb.finish()
-
-
-def metrics_line(record: dict, total: int, eta_seconds: float) -> str:
-    """The console line of one logged step, of fixed width while numbers keep their size."""
-    bits = record["loss_bits_per_byte"]
-    share = record["generate_seconds"] / record["step_seconds"] if record["step_seconds"] else 0.0
-    mfu = record["model_flops_utilization"]
-    parts = [
-        f"step {record['step']:>7,}",
-        f"{record['instances']:>11,}/{total:,} rows",
-        f"loss {'not finite' if bits is None else f'{bits:.4f} bits/byte'}",
-        f"lr {record['learning_rate']:.2e}",
-        f"batch {record['global_batch']:>4}",
-        f"blocks {record['active_blocks']:>2}",
-        f"{record['tokens_per_second']:>9,.0f} tokens/s",
-        f"generating {100 * share:4.1f} %",
-        *([f"MFU {100 * mfu:4.1f} %"] if mfu is not None else []),
-        *([f"skipped {record['skipped_steps']}"] if record["skipped_steps"] else []),
-        f"ETA {duration(eta_seconds)}",
-    ]
-    return "  ".join(parts)
