@@ -22,6 +22,7 @@ from upscale.engines import buckets
 from upscale.engines.protocol import Fragment, StepReport
 from upscale.errors import UserError
 from upscale.model.transformer import Transformer
+from upscale.model.weights import materialize
 
 TESTED_VERSION = "0.19.8"
 
@@ -47,9 +48,6 @@ class DeepSpeedEngine:
     def __init__(self, config: Config, model: Transformer, world: World):
         deepspeed = _import_deepspeed(world.device)
         self.world, self.stage, self.clip = world, config.engine.zero_stage, config.optimizer.clip
-        self.parameters = dict(model.named_parameters())
-        model.to(world.device)
-        self.optimizer = optim.create(config, optim.parameter_groups(model, config), self.parameters, world.device)
         settings = {
             # Rows and accumulation are the trainer's: DeepSpeed only learns where an optimizer step ends.
             "train_micro_batch_size_per_gpu": 1,
@@ -67,6 +65,13 @@ class DeepSpeedEngine:
             # On by default, it would wait for the GPU before every micro-batch and after every step.
             "timers": {"throughput": {"enabled": False}},
         }
+        groups = optim.parameter_groups(model, config)  # by shapes, which stage 3 takes away
+        if self.stage == 3:
+            for block in model.blocks:  # only one of them at a time is whole
+                deepspeed.zero.Init(materialize(block, world.device), config_dict_or_path=settings, dtype=torch.float32)
+        materialize(model, world.device)
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = optim.create(config, groups, self.parameters, world.device)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer.torch_optimizer, config=settings, dist_init_required=False
         )
