@@ -76,7 +76,7 @@ class Saver:
         return failure
 
     def _rounds(self, state: dict[str, torch.Tensor]) -> dict[str, int]:
-        return {str(lane): int(rounds) for lane, rounds in zip(self.lanes.lanes, state["rounds"], strict=True)}
+        return dict(zip(map(str, self.lanes.lanes), state["rounds"].tolist(), strict=True))
 
     def wait(self) -> str | None:
         """Wait for the last save to end; returns why it failed, if it did."""

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from upscale import optim
 from upscale.config import Config
@@ -30,6 +31,8 @@ TESTED_VERSION = "0.19.8"
 def _import_deepspeed(device: torch.device):
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # It would start `numactl` to count devices in every reduction of stage 3, for a layout that is not used here.
+        os.environ.setdefault("LOCAL_SIZE", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
 
@@ -54,7 +57,7 @@ class DeepSpeedEngine:
             "gradient_accumulation_steps": 1,
             "zero_optimization": {
                 "stage": self.stage,
-                "overlap_comm": buckets.overlaps(config.engine),
+                "overlap_comm": buckets.overlaps(config),
                 "reduce_bucket_size": buckets.reduced_at_once(config),
                 "stage3_prefetch_bucket_size": buckets.gathered_ahead(config),
             },
@@ -70,6 +73,8 @@ class DeepSpeedEngine:
             for block in model.blocks:  # only one of them at a time is whole
                 deepspeed.zero.Init(materialize(block, world.device), config_dict_or_path=settings, dtype=torch.float32)
         materialize(model, world.device)
+        if self.stage == 3 and config.engine.in_bfloat16:
+            self._gather_in_bfloat16(model)
         self.parameters = dict(model.named_parameters())
         self.optimizer = optim.create(config, groups, self.parameters, world.device)
         self.engine, *_ = deepspeed.initialize(
@@ -84,6 +89,14 @@ class DeepSpeedEngine:
         elif self.stage:
             self.optimizer.held = list(enumerate(self.zero.single_partition_of_fp32_groups))
             self.zero.scaled_global_norm = self._clip_partitions
+
+    def _gather_in_bfloat16(self, model: Transformer) -> None:
+        """Have stage 3 gather matrices in bfloat16: autocast would round them after it, so that no bit changes."""
+        from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME
+
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                setattr(module.weight, PARAM_COMM_DTYPE_ATTR_NAME, torch.bfloat16)
 
     def train_mode(self, training: bool) -> None:
         self.engine.train(training)

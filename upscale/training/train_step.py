@@ -24,7 +24,7 @@ def compiled(config: Config, device: torch.device) -> bool:
 
 
 def build(config: Config, world: World, initialized: bool = True) -> tuple[Transformer, engines.Engine]:
-    """The model of a resolved config and the engine that trains it; its weights are to be loaded if not `initialized`."""
+    """The model of a resolved config and the engine that trains it; if not `initialized`, weights are still to come."""
     model = parametrization.build(config, "meta")
     if compiled(config, world.device):
         model.compile_blocks()
