@@ -44,7 +44,7 @@ def test_activation_checkpointing_changes_nothing(stages):
 
 
 def test_overlap_and_buckets_change_nothing():
-    """With buckets of 2 000 numbers, through which larger matrices do not fit, and of 15 000, which take several turns."""
+    """With buckets of 2 000 numbers, through which larger matrices do not fit, and of 15 000, in several turns."""
     kinds = {
         f"stage {stage}, {bucket}, overlap {overlap}": {
             "engine__bucket": bucket,
@@ -61,14 +61,8 @@ def test_overlap_and_buckets_change_nothing():
 
 def test_stage_2_overlaps_only_what_fits_its_bucket():
     """Of what is larger it frees the gradient while another stream still reduces it (DeepSpeed 0.19.8, by reading)."""
-    for stage, bucket, expected in (
-        (0, "auto", 0),
-        (1, "auto", 1),
-        (2, "auto", 1),
-        (3, "auto", 1),
-        (1, 9, 1),
-        (2, 9, 0),
-    ):
+    known = {(0, "auto"): 0, (1, "auto"): 1, (2, "auto"): 1, (3, "auto"): 1, (1, 9): 1, (2, 9): 0}
+    for (stage, bucket), expected in known.items():
         assert buckets.overlaps(common.config(engine__zero_stage=stage, engine__bucket=bucket)) == expected
     with pytest.raises(UserError, match=r"needs an engine.bucket of 12,\d+ or more for this model, given 9"):
         buckets.overlaps(common.config(engine__zero_stage=2, engine__bucket=9, engine__overlap="true"))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from tests.benchmarks.resume_matrix import Session
 from tests.engines import common
 from tests.ranks import run_ranks
+from upscale import engines
+from upscale.checkpoint.manager import Saver
 from upscale.distributed.world import World
 from upscale.model import blocks, parametrization
 from upscale.training import train_step
@@ -56,3 +61,27 @@ def test_a_model_with_only_shapes_lacks_nothing_but_its_parameters(block):
     assert all(parameter.is_meta for parameter in shapes.parameters())
     for (name, empty), (same, full) in zip(shapes.named_buffers(), model.named_buffers(), strict=True):
         assert name == same and torch.equal(empty, full)
+
+
+def started_and_resumed(world: World, folder: Path, kinds: list[str]) -> list[tuple[dict, dict]]:
+    """Fragments at the start of a run and after it was saved, built anew without weights, and resumed."""
+    found = []
+    for kind in kinds:
+        session = Session(world, folder / kind, kind)
+        session.save()
+        before = common.copies(session.engine, "")
+        _, engine = train_step.build(session.config, world, initialized=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(engines, "initialize")
+            Saver(session.config, folder / kind, world, engine, session.lanes).resume()
+        found.append((before, common.copies(engine, "")))
+    return found
+
+
+def test_a_run_that_goes_on_draws_no_weights(tmp_path):
+    kinds = ["deepspeed-0", "deepspeed-1", "deepspeed-3", "fsdp"]
+    for kind, (before, after) in zip(kinds, run_ranks(started_and_resumed, 1, tmp_path, kinds)[0], strict=True):
+        assert before.keys() == after.keys()
+        for name, (offset, tensors) in before.items():
+            assert after[name][0] == offset
+            assert all(torch.equal(tensor, after[name][1][key]) for key, tensor in tensors.items()), (kind, name)

@@ -15,8 +15,11 @@ from upscale.randomness.streams import Purpose, Stream
 
 PAGE = 1 << 16
 """Elements that one (lane, round) pair of a parameter's stream draws; part of what a seed means."""
-PAGES_PER_PASS = 16
-"""On a GPU: about 60 MB of temporary memory. On a CPU a page at a time stays in a core's cache."""
+
+
+def pages_per_pass(device: torch.device) -> int:
+    """Few launches and 60 MB of temporary memory on a GPU; what stays in a core's cache on a CPU."""
+    return 1 if device.type == "cpu" else 16
 
 
 def materialize(module: nn.Module, device: torch.device) -> nn.Module:
@@ -33,10 +36,10 @@ def draw_normal(out: torch.Tensor, seed: int, name: str, size: int, offset: int)
     `size` is how many the whole parameter has. Pages are drawn whole, so that a part has the very bits of the whole.
     """
     key = int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
-    count = 1 if out.device.type == "cpu" else PAGES_PER_PASS
     end = offset + len(out)
-    for first in range(offset // PAGE, -(-end // PAGE), count):
-        pages = torch.arange(first, min(first + count, -(-end // PAGE)))
+    last = -(-end // PAGE)
+    for first in range(offset // PAGE, last, pages_per_pass(out.device)):
+        pages = torch.arange(first, min(first + pages_per_pass(out.device), last))
         begin = first * PAGE
         stream = Stream(key, pages, torch.zeros_like(pages), out.device)
         drawn = stream.normal(Purpose.PARAMETER, min(PAGE, size - begin)).view(-1)
