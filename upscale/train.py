@@ -123,7 +123,7 @@ class Trainer:
         self.directory, notes = run_directory.open_directory(config, world)
         if world.device.type == "cuda":
             (self.directory / flight_recorder.FOLDER).mkdir(exist_ok=True)
-        model, self.engine = train_step.build(config, world)
+        model, self.engine = train_step.build(config, world, initialized=False)  # by self.saver.resume
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
         self.lanes = prefetch.prefetched(config.data, rows, owned, world.device)

@@ -44,15 +44,30 @@ def test_activation_checkpointing_changes_nothing(stages):
 
 
 def test_overlap_and_buckets_change_nothing():
-    """With buckets of 2 000 numbers, through which larger matrices do not fit and the others go in several turns."""
-    small = {"engine__bucket": 2000, "engine__prefetch_blocks": 2}
+    """With buckets of 2 000 numbers, through which larger matrices do not fit, and of 15 000, in several turns."""
     kinds = {
-        f"stage {stage}, overlap {overlap}": {**small, "engine__zero_stage": stage, "engine__overlap": overlap}
-        for stage, overlap in ((1, "true"), (2, "true"), (3, "false"))
+        f"stage {stage}, {bucket}, overlap {overlap}": {
+            "engine__bucket": bucket,
+            "engine__prefetch_blocks": 2,
+            "engine__zero_stage": stage,
+            "engine__overlap": overlap,
+        }
+        for stage, bucket, overlap in ((1, 2000, "true"), (2, 15_000, "true"), (2, 2000, "false"), (3, 2000, "false"))
     }
     per_rank = run_ranks(common.train_each, 2, kinds)
     for label in kinds:
         common.assert_equals_plain_trainer([rank[label] for rank in per_rank], label)
+
+
+def test_stage_2_overlaps_only_what_fits_its_bucket():
+    """Of what is larger it frees the gradient while another stream still reduces it (DeepSpeed 0.19.8, by reading)."""
+    known = {(0, "auto"): 0, (1, "auto"): 1, (2, "auto"): 1, (3, "auto"): 1, (1, 9): 1, (2, 9): 0}
+    for (stage, bucket), expected in known.items():
+        assert buckets.overlaps(common.config(engine__zero_stage=stage, engine__bucket=bucket)) == expected
+    with pytest.raises(UserError, match=r"needs an engine.bucket of 12,\d+ or more for this model, given 9"):
+        buckets.overlaps(common.config(engine__zero_stage=2, engine__bucket=9, engine__overlap="true"))
+    wide = common.config(model__vocabulary=32768, model__width=1024, engine__zero_stage=2)
+    assert buckets.reduced_at_once(wide) == 32768 * 1024
 
 
 def bucket_buffers(world: World) -> dict[int, int]:

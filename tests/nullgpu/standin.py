@@ -144,7 +144,7 @@ class Report:
     totals: dict[str, int]
     """launches, waits, copies_to_host, copies_to_device, collectives"""
     phases: list[dict]
-    """draw, passes (forward and backward) and optimizer of each step, with `waits_at`: {line of code: count}"""
+    """draw, passes (forward and backward), optimizer and save of each step, with `waits_at`: {line of code: count}"""
     waits_at: dict[str, int]
     contexts: list[int]
     """Devices on which the process has a context."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.nullgpu import standin
 
 
@@ -17,3 +19,21 @@ def test_an_engine_that_is_closed_gives_its_memory_back(tmp_path):
         for before, held, after in turns:
             assert held - before > 50e6, (kind, turns)
             assert after - before < 0.05 * (held - before), (kind, turns)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        ["w1024:stage 0", "w1024:stage 1", "w2048:stage 2", "w2048:fsdp", "w2048:stage 3"],
+        pytest.param(["w4096:fsdp", "w4096:stage 3"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_start_needs_no_more_than_training_holds(starts, tmp_path):
+    """Of 8 ranks, the first: at most 1.2 of its weights, moments and gradients on the device, where stage 3 once had a
+    whole model; on the host, which once had a model a rank, a tenth of a model."""
+    done = standin.run([str(standin.HERE / "start_up.py"), *starts], tmp_path, timeout_seconds=900, watched=False)
+    assert done.code == 0, done.output[-4000:]
+    found = json.loads(done.output.strip().splitlines()[-1])
+    for start in starts:
+        assert found[start]["device"] <= 1.2 * found[start]["state"], (start, found[start])
+        assert found[start]["host"] <= 0.1 * found[start]["model"], (start, found[start])

@@ -115,6 +115,8 @@ def test_a_run_evaluates_saves_resumes_stops_and_is_exported(tmp_path):
     check(done)
     # Training at one size and evaluation at one; a thread that changed a global setting meanwhile once made a third.
     assert done.reports[0].graphs == 2
+    saves = done.reports[0].steps("save")
+    assert saves and all(save["waits"] <= 2 < save["copies_to_host"] for save in saves), saves
     assert len((run / "evaluations.jsonl").read_text().splitlines()) >= 2
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["peak_memory_gib"] > 0.3

@@ -86,6 +86,7 @@ def main() -> None:
     os._exit = leave_with_report
     library.nullgpu_on_wait(on_wait)
 
+    from upscale.checkpoint import manager
     from upscale.data import lanes
     from upscale.engines import deepspeed, fsdp
     from upscale.training import train_step
@@ -94,6 +95,7 @@ def main() -> None:
     watch(train_step.Microbatches, "backpropagate", "passes")
     watch(deepspeed.DeepSpeedEngine, "step", "optimizer")
     watch(fsdp.FSDPEngine, "step", "optimizer")
+    watch(manager.Saver, "save", "save")
     del sys.argv[0]
     if sys.argv[0].endswith(".py"):
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -66,10 +66,9 @@ class UnfusedAttention(nn.Module):
 
 
 def without_engine(config: Config, world: World) -> PlainPyTorch:
-    model = parametrization.build(config)
+    model = parametrization.build(config, world.device)
     if train_step.compiled(config, world.device):
         model.compile_blocks()
-    model.to(world.device)
     optimizer = optim.create(
         config, optim.parameter_groups(model, config), dict(model.named_parameters()), world.device
     )
@@ -78,9 +77,8 @@ def without_engine(config: Config, world: World) -> PlainPyTorch:
 
 def paper_step(config: Config, world: World) -> PlainPyTorch:
     shape = config.model.model_copy(update={"checkpointing": "none"})
-    model = parametrization.build(config.model_copy(update={"model": shape}))
+    model = parametrization.build(config.model_copy(update={"model": shape}), world.device)
     for block in model.blocks:
         inside(block).attention = UnfusedAttention(inside(block).attention)
-    model.to(world.device)
     adamw = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate)
     return PlainPyTorch(model, adamw, config.optimizer.clip)

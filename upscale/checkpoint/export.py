@@ -18,6 +18,7 @@ from upscale.distributed.world import World
 from upscale.errors import UserError
 from upscale.model import parametrization
 from upscale.model.transformer import Transformer
+from upscale.model.weights import materialize
 
 FORMAT = "upscale-weights-1"
 
@@ -36,11 +37,11 @@ def load_model(run: Path, config: Config, step: int | None, world: World) -> tup
             found = path, manifest.verify(path, world)
         if not found:
             raise UserError(f"{run} has no valid checkpoint yet; steps found: {manifest.steps(folder) or 'none'}")
-        model = parametrization.build(config)
+        model = materialize(parametrization.build(config, "meta"), world.device)
         Reader(*found).load(whole_parameters(model), ("weight",))
     except manifest.InvalidCheckpoint as error:
         raise UserError(f"{error}. Steps in {folder}: {manifest.steps(folder) or 'none'}") from None
-    return model.to(world.device).eval(), found[1]["counters"]
+    return model.eval(), found[1]["counters"]
 
 
 def export(run: Path, config: Config, step: int | None, to: Path) -> dict:
@@ -79,8 +80,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Transformer:
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path} was not written by `upscale export`: its metadata has no format {FORMAT}")
             config = Config.model_validate(json.loads(metadata["config"]))
-            model = Transformer(config.model, float(metadata["output_multiplier"]), config.engine.in_bfloat16)
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            with torch.device("meta"):
+                model = Transformer(config.model, float(metadata["output_multiplier"]), config.engine.in_bfloat16)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            model.load_state_dict(tensors, assign=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot load {path}: {error}") from None
     expected = parametrization.output_multiplier(config.model, config.mup)

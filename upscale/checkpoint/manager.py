@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from upscale import schedule
+from upscale import engines, schedule
 from upscale.checkpoint import layout, manifest
 from upscale.checkpoint.reader import Reader
 from upscale.checkpoint.warm_start import Initialization
@@ -18,7 +18,6 @@ from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.data.training_rows import Rows
 from upscale.distributed.world import World
-from upscale.engines import Engine
 from upscale.errors import UserError
 
 
@@ -42,7 +41,7 @@ class Counters:
 class Saver:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Rows):
+    def __init__(self, config: Config, directory: Path, world: World, engine: engines.Engine, lanes: Rows):
         self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
         self.folder = directory / layout.CHECKPOINTS
         self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
@@ -77,7 +76,7 @@ class Saver:
         return failure
 
     def _rounds(self, state: dict[str, torch.Tensor]) -> dict[str, int]:
-        return {str(lane): int(rounds) for lane, rounds in zip(self.lanes.lanes, state["rounds"], strict=True)}
+        return dict(zip(map(str, self.lanes.lanes), state["rounds"].tolist(), strict=True))
 
     def wait(self) -> str | None:
         """Wait for the last save to end; returns why it failed, if it did."""
@@ -101,7 +100,7 @@ class Saver:
         return seconds
 
     def resume(self, initialization: Initialization | None = None) -> tuple[Counters, list[str]]:
-        """Restore the newest valid checkpoint, or take the weights that init.from names, or start from nothing.
+        """Restore the newest valid checkpoint, or take the weights that init.from names, or draw random ones.
 
         Returns the counters and what the user should be told. Raises UserError when there are checkpoints but none can
         be used: starting again from nothing would overwrite them.
@@ -134,6 +133,9 @@ class Saver:
             )
         if initialization:
             notes += initialization.load(self.config, self.engine, self.world)
+        else:
+            engines.initialize(self.config, self.engine.fragments())
+            self.engine.loaded(None)
         return Counters(), notes
 
     def roll_back(self) -> tuple[Counters | None, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from upscale import schedule
+from upscale import engines, schedule
 from upscale.checkpoint import export, layout, manifest, run_directory
 from upscale.checkpoint.reader import Reader
 from upscale.config import Config
@@ -89,10 +89,12 @@ class Initialization:
             )
 
     def load(self, config: Config, engine: Engine, world: World) -> list[str]:
-        """Fill the engine's weights, all but the reinitialized parts; returns what the user should be told."""
-        chosen = [
-            f for f in engine.fragments() if part_of(f.name, config.model.block) not in self.settings.reinitialize
-        ]
+        """Fill the engine's weights, the reinitialized parts with random ones; returns what the user should be told."""
+        parts: dict[bool, list[Fragment]] = {True: [], False: []}
+        for fragment in engine.fragments():
+            fresh = part_of(fragment.name, config.model.block) in self.settings.reinitialize
+            parts[fresh].append(fragment)
+        chosen = parts[False]
         if self.is_file:
             place, instances = f"{self.path} (step {self.metadata['step']})", int(self.metadata["instances"])
             self._check_awake(config, instances)
@@ -100,6 +102,7 @@ class Initialization:
             notes = []
         else:
             place, instances, notes = self._load_checkpoint(config, chosen, world)
+        engines.initialize(config, parts[True])
         engine.loaded(None)
         fresh = ", ".join(self.settings.reinitialize)
         return [*notes, f"weights taken from {place}, {instances:,} instances" + (f"; fresh: {fresh}" if fresh else "")]

@@ -33,7 +33,7 @@ class Snapshot:
 
 
 def snapshot(step: int, fragments: Iterable[Fragment], lanes: dict[int, torch.Tensor], content: dict) -> Snapshot:
-    """Copy to the CPU what this rank must save: of a replicated piece only its own share."""
+    """Copy to the CPU what this rank must save, with one wait for a GPU: of a replicated piece only its own share."""
     parameters = {}
     for fragment in fragments:
         size = fragment.tensors["weight"].numel()
@@ -42,12 +42,17 @@ def snapshot(step: int, fragments: Iterable[Fragment], lanes: dict[int, torch.Te
         if begin < end:
             copies = {key: _copied(tensor[begin:end]) for key, tensor in fragment.tensors.items()}
             parameters[fragment.name] = (fragment.offset + begin, copies)
-    return Snapshot(step, parameters, {lane: _copied(buffer) for lane, buffer in lanes.items()}, content)
+    buffers = {lane: _copied(buffer) for lane, buffer in lanes.items()}
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return Snapshot(step, parameters, buffers, content)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """In the CPU's memory, copied exactly once wherever it came from: training waits for this."""
-    return tensor.detach().to("cpu", copy=True)
+    """In memory of its own on the CPU; from a GPU into pinned memory, where it is once the current stream is done."""
+    if not tensor.is_cuda:
+        return tensor.detach().to("cpu", copy=True)
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor.detach(), non_blocking=True)
 
 
 class Writer:

@@ -188,8 +188,8 @@ class EngineConfig(Section):
     """fsdp only: consecutive ranks that divide weights, gradients and optimizer state among them, a divisor of the
     number of ranks; groups of them hold copies of each other. The GPUs of a node: hybrid sharding; auto: all ranks."""
     overlap: bool | Auto = AUTO
-    """deepspeed only, stages 1 to 3: reduce gradients while the backward pass goes on; auto: at stage 3. (FSDP2 always
-    does.) At stages 1 and 2 it takes a second bucket; measure it with `upscale bench`."""
+    """deepspeed only, stages 1 to 3: reduce gradients while the backward pass goes on, for a second bucket's memory;
+    auto: true. (FSDP2 always does.)"""
     bucket: Count | Auto = AUTO
     """deepspeed only, stages 1 to 3: gradients, as numbers, that are reduced at once; auto: those of a block, at least
     16,777,216 (64 MiB)."""

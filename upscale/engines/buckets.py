@@ -10,26 +10,41 @@ longest has 4 w) and from w 384 up no matrix.
 
 from __future__ import annotations
 
-from upscale.config import AUTO, Config, EngineConfig
+from upscale.config import AUTO, Config
+from upscale.errors import UserError
 from upscale.model.costs import block_parameters, parameters
 
 SMALLEST_BUCKET = 1 << 24
 
 
-def overlaps(engine: EngineConfig) -> bool:
-    """Whether DeepSpeed reduces gradients, and at stage 3 gathers weights, beside the computation.
+def overlaps(config: Config) -> bool:
+    """Whether DeepSpeed reduces gradients, and at stage 3 gathers weights, beside the computation, on another stream.
 
-    `auto` is its own choice, stage 3 only. Stages 1 and 2 give the same losses with it, for a second bucket's memory;
-    whether it is faster there has not been measured on a GPU, so it stays the user's choice.
+    `auto` is wherever it shards and it is safe. Stage 2 frees a gradient larger than the bucket on one stream while the
+    other still reduces it. Raises UserError where that is asked for.
     """
-    return engine.zero_stage == 3 if engine.overlap == AUTO else engine.overlap
+    engine = config.engine
+    safe = engine.zero_stage != 2 or reduced_at_once(config) >= _largest_unit(config)
+    if engine.overlap == AUTO:
+        return engine.zero_stage > 0 and safe
+    if engine.overlap and not safe:
+        raise UserError(
+            f"engine.overlap=true at ZeRO stage 2 needs an engine.bucket of {_largest_unit(config):,} or more for this "
+            f"model, given {engine.bucket:,}. Leave engine.bucket or engine.overlap out."
+        )
+    return engine.overlap
 
 
 def reduced_at_once(config: Config) -> int:
     """Numbers in the buffer through which gradients are reduced; a larger tensor goes by itself."""
     if config.engine.bucket != AUTO:
         return config.engine.bucket
-    return min(parameters(config.model), max(SMALLEST_BUCKET, block_parameters(config.model)))
+    return min(parameters(config.model), max(SMALLEST_BUCKET, _largest_unit(config)))
+
+
+def _largest_unit(config: Config) -> int:
+    """Numbers in a block or in the embedding of tokens: no parameter has more."""
+    return max(block_parameters(config.model), config.model.vocabulary * config.model.width)
 
 
 def gathered_ahead(config: Config) -> int:

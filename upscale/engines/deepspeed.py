@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from upscale import optim
 from upscale.config import Config
@@ -22,6 +23,7 @@ from upscale.engines import buckets
 from upscale.engines.protocol import Fragment, StepReport
 from upscale.errors import UserError
 from upscale.model.transformer import Transformer
+from upscale.model.weights import materialize
 
 TESTED_VERSION = "0.19.8"
 
@@ -29,6 +31,8 @@ TESTED_VERSION = "0.19.8"
 def _import_deepspeed(device: torch.device):
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # It would start `numactl` to count devices in every reduction of stage 3, for a layout that is not used here.
+        os.environ.setdefault("LOCAL_SIZE", "1")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
 
@@ -47,16 +51,13 @@ class DeepSpeedEngine:
     def __init__(self, config: Config, model: Transformer, world: World):
         deepspeed = _import_deepspeed(world.device)
         self.world, self.stage, self.clip = world, config.engine.zero_stage, config.optimizer.clip
-        self.parameters = dict(model.named_parameters())
-        model.to(world.device)
-        self.optimizer = optim.create(config, optim.parameter_groups(model, config), self.parameters, world.device)
         settings = {
             # Rows and accumulation are the trainer's: DeepSpeed only learns where an optimizer step ends.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "zero_optimization": {
                 "stage": self.stage,
-                "overlap_comm": buckets.overlaps(config.engine),
+                "overlap_comm": buckets.overlaps(config),
                 "reduce_bucket_size": buckets.reduced_at_once(config),
                 "stage3_prefetch_bucket_size": buckets.gathered_ahead(config),
             },
@@ -67,6 +68,15 @@ class DeepSpeedEngine:
             # On by default, it would wait for the GPU before every micro-batch and after every step.
             "timers": {"throughput": {"enabled": False}},
         }
+        groups = optim.parameter_groups(model, config)  # by shapes, which stage 3 takes away
+        if self.stage == 3:
+            for block in model.blocks:  # only one of them at a time is whole
+                deepspeed.zero.Init(materialize(block, world.device), config_dict_or_path=settings, dtype=torch.float32)
+        materialize(model, world.device)
+        if self.stage == 3 and config.engine.in_bfloat16:
+            self._gather_in_bfloat16(model)
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = optim.create(config, groups, self.parameters, world.device)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer.torch_optimizer, config=settings, dist_init_required=False
         )
@@ -79,6 +89,14 @@ class DeepSpeedEngine:
         elif self.stage:
             self.optimizer.held = list(enumerate(self.zero.single_partition_of_fp32_groups))
             self.zero.scaled_global_norm = self._clip_partitions
+
+    def _gather_in_bfloat16(self, model: Transformer) -> None:
+        """Have stage 3 gather matrices in bfloat16: autocast would round them after it, so that no bit changes."""
+        from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME
+
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                setattr(module.weight, PARAM_COMM_DTYPE_ATTR_NAME, torch.bfloat16)
 
     def train_mode(self, training: bool) -> None:
         self.engine.train(training)

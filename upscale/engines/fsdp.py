@@ -28,6 +28,7 @@ from upscale.distributed.world import World
 from upscale.engines.protocol import Fragment, StepReport
 from upscale.errors import UserError
 from upscale.model.transformer import Transformer
+from upscale.model.weights import materialize
 
 
 class FSDPEngine:
@@ -36,12 +37,13 @@ class FSDPEngine:
         self.reshard, self.ahead, self.linked_blocks = config.engine.reshard, config.engine.prefetch_blocks, None
         groups = optim.parameter_groups(model, config)
         mesh = _mesh(config, world)
-        # One after the other, so that only one whole block at a time is on the device. Gates are the model's unit's:
-        # FSDP2 gives what it shards a class of its own, which must be one for all blocks to share a compiled graph.
+        # Gates are the model's unit's: FSDP2 gives what it shards a class of its own, which must be one for all blocks
+        # to share a compiled graph.
         for block in model.insides():
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard, mp_policy=_precision(config, block))
         # Embeddings, gates and head stay gathered: the backward pass needs the head at once.
         fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=_precision(config, model))
+        materialize(model, world.device)
         self.units = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for unit in self.units:
             # FSDP averages over ranks where the loss is already a share of the global mean.

@@ -68,7 +68,9 @@ class Rotation(nn.Module):
 
     def __init__(self, context: int, head_size: int):
         super().__init__()
-        angles = torch.arange(context)[:, None] / ROTARY_BASE ** (torch.arange(0, head_size, 2) / head_size)
+        # With numbers also where the model has only shapes: they follow from the config, and nothing fills them later.
+        positions, pairs = torch.arange(context, device="cpu"), torch.arange(0, head_size, 2, device="cpu")
+        angles = positions[:, None] / ROTARY_BASE ** (pairs / head_size)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
 

@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from upscale.model import blocks
+from upscale.model import blocks, weights
 from upscale.model.blocks import Parameter
 from upscale.model.transformer import Transformer
 
@@ -99,27 +98,36 @@ def output_multiplier(model: ModelConfig, mup: MupConfig) -> float:
 
 
 def build(config: Config, device: torch.device | str = "cpu") -> Transformer:
-    """The model of a resolved config, initialised from `run.seed` alone; on the meta device only its shapes."""
-    only_shapes = torch.device(device).type == "meta"
-    in_bfloat16 = not only_shapes and config.engine.in_bfloat16
-    with torch.device(device):
+    """The model of a resolved config, initialised from `run.seed` alone.
+
+    On the meta device it has only shapes, to count, or for an engine to give memory to.
+    """
+    device = torch.device(device)
+    # What is only counted may have a precision that is not settled yet.
+    in_bfloat16 = config.engine.precision == "bf16" if device.type == "meta" else config.engine.in_bfloat16
+    with torch.device("meta"):  # where torch's own initialisation costs nothing
         model = Transformer(config.model, output_multiplier(config.model, config.mup), in_bfloat16)
-    if not only_shapes:
-        initialize(model, config)
+    if device.type != "meta":
+        weights.materialize(model, device)
+        for name, parameter in model.named_parameters():
+            initialize(parameter.detach().view(-1), name, parameter.shape, config)
     return model
 
 
+def shapes(config: Config) -> dict[str, torch.Size]:
+    """The shape of every parameter, in the order of the model."""
+    return {name: parameter.shape for name, parameter in build(config, "meta").named_parameters()}
+
+
 @torch.no_grad()
-def initialize(model: nn.Module, config: Config) -> None:
-    """Draw every parameter by its role, in the order of the model, on the CPU: the same weights on any device."""
-    generator = torch.Generator().manual_seed(config.run.seed)
-    for name, parameter in model.named_parameters():
-        chosen = rule(role_of(name, config.model.block), parameter.shape, config.model, config.mup)
-        if chosen.standard_deviation:
-            draw = torch.empty(parameter.shape).normal_(chosen.mean, chosen.standard_deviation, generator=generator)
-            parameter.copy_(draw)
-        else:
-            parameter.fill_(chosen.mean)
+def initialize(out: torch.Tensor, name: str, shape: torch.Size, config: Config, offset: int = 0) -> None:
+    """Fill `out`, flat float32, with elements [offset, offset + n) of a parameter of this shape, by its role."""
+    chosen = rule(role_of(name, config.model.block), shape, config.model, config.mup)
+    if not chosen.standard_deviation:
+        out.fill_(chosen.mean)
+        return
+    weights.draw_normal(out, config.run.seed, name, math.prod(shape), offset)
+    out.mul_(chosen.standard_deviation).add_(chosen.mean)
 
 
 def wake_group(block: int, model: ModelConfig) -> int:

@@ -59,23 +59,28 @@ class Traffic:
 def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     """What a step of `passes` micro-batches sends, all blocks awake.
 
-    DeepSpeed in its float32 mode moves float32 everywhere; stage 2 reduces in every pass, stage 3 gathers twice and
-    reduces in every pass. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2
-    gather after the optimizer's step never does, nor what an optimizer of whole matrices gathers in it. FSDP2 gathers
-    matrices in bfloat16 and scatters gradients in every pass; between copies of the shards they are summed in the last
-    pass only.
+    DeepSpeed reduces in float32. Stages 1 and 2 reduce by sums over all ranks, which send twice what scattering would,
+    stage 2 in every pass; what they gather after the optimizer's step is float32. Stage 3 gathers twice and scatters in
+    every pass. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2 gather never
+    does, nor what an optimizer of whole matrices gathers in its step. FSDP2 gathers and scatters in every pass; between
+    copies of the shards gradients are summed in the last pass only. FSDP2 and stage 3 gather matrices in bfloat16.
     """
     ranks, total = cluster.ranks, parameters(config.model)
-    one_way = 4.0 * total * (ranks - 1) / ranks
+    gathered_bytes = 2 if config.engine.in_bfloat16 else 4
     if config.engine.name == "deepspeed":
-        times = {0: 2, 1: 2, 2: passes + 1, 3: 3 * passes}[config.engine.zero_stage]
-        behind = {0: 0, 1: 1, 2: passes, 3: times}[config.engine.zero_stage] if overlaps(config.engine) else 0
-        hidden, serial = (cluster.ring_seconds(count * one_way, ranks) for count in (behind, times - behind))
-        return Traffic(times * one_way, hidden, serial)
+        one_way = total * (ranks - 1) / ranks
+        stage = config.engine.zero_stage
+        reduced = 4 * {0: 2, 1: 2, 2: 2 * passes, 3: passes}[stage]
+        gathered = {0: 0, 1: 4, 2: 4, 3: 2 * passes * gathered_bytes}[stage]
+        behind = reduced + (gathered if stage == 3 else 0) if overlaps(config) else 0
+        hidden, serial = (
+            cluster.ring_seconds(count * one_way, ranks) for count in (behind, reduced + gathered - behind)
+        )
+        return Traffic((reduced + gathered) * one_way, hidden, serial)
     shards = shard_ranks(config, ranks)
     within = total * (shards - 1) / shards
     gathers = 2 * passes if config.engine.reshard else 1
-    sent = within * (gathers * (2 if config.engine.in_bfloat16 else 4) + 4 * passes)
+    sent = within * (gathers * gathered_bytes + 4 * passes)
     seconds = cluster.ring_seconds(sent, shards)
     replicas = ranks // shards
     between = 2 * 4.0 * total / shards * (replicas - 1) / replicas

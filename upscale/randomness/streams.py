@@ -88,6 +88,7 @@ class Purpose(IntEnum):
 
     DATA_ORDER = 128
     DROPOUT = 129
+    PARAMETER = 130
 
 
 def philox(counter: Sequence[torch.Tensor | int], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:

@@ -23,12 +23,16 @@ def compiled(config: Config, device: torch.device) -> bool:
     return config.model.compile
 
 
-def build(config: Config, world: World) -> tuple[Transformer, engines.Engine]:
-    """The model of a resolved config and the engine that trains it."""
-    model = parametrization.build(config)
+def build(config: Config, world: World, initialized: bool = True) -> tuple[Transformer, engines.Engine]:
+    """The model of a resolved config and the engine that trains it; if not `initialized`, weights are still to come."""
+    model = parametrization.build(config, "meta")
     if compiled(config, world.device):
         model.compile_blocks()
-    return model, engines.create(config, model, world)
+    engine = engines.create(config, model, world)
+    if initialized:
+        engines.initialize(config, engine.fragments())
+        engine.loaded(None)
+    return model, engine
 
 
 def most_rows(config: Config, ranks: int, batch: int | None = None) -> int:
