@@ -42,14 +42,9 @@ run. Ask for GPUs (sbatch --gres=gpu:N) or say it: LAUNCH_RANKS_PER_NODE=2 sbatc
 }
 
 claim() { # DIRECTORY: two jobs that write to one run directory would destroy it
-    local other owner=$1/slurm/job
-    mkdir -p "$1/slurm"
-    other=$(cat "$owner" 2>/dev/null || true)
-    if [ -n "$other" ] && [ "$other" != "$SLURM_JOB_ID" ] &&
-        [ -n "$(squeue --noheader --jobs "$other" --states PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING 2>/dev/null)" ]; then
-        fail 2 "$1 belongs to job $other, which has not ended. Cancel it, or choose another run.name."
-    fi
-    echo "$SLURM_JOB_ID" >"$owner"
+    local code=0 said
+    said=$(python -m upscale.launch.slurm.questions claim "$1" 2>&1) || code=$?
+    [ "$code" = 0 ] || fail "$code" "${said#error: }"
 }
 
 answering() { # The nodes that start a process and pass NODE_CHECK, one a line, in Slurm's order
@@ -262,7 +257,8 @@ finetune() {
         ;;
     scratch) init=(init.from=null) ;;
     esac
-    shape=$(python -m upscale.launch.slurm.questions shape "$run")
+    shape=$(python -m upscale.launch.slurm.questions shape "$run" --nodes ${#all_nodes[@]} --ranks-per-node "$ranks_per_node" \
+        --config "configs/finetune_$corpus.yaml" "$@") || fail 2 "this job cannot fine-tune $run; why stands above"
     directory=$(dirname "$run")/$name
     claim "$directory"
     # shellcheck disable=SC2086 # one override a word

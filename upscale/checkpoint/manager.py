@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,10 +43,18 @@ class Counters:
 class Saver:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, directory: Path, world: World, engine: Engine, lanes: Rows):
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        world: World,
+        engine: Engine,
+        lanes: Rows,
+        check: Callable[[], None] = lambda: None,
+    ):
         self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
         self.folder = directory / layout.CHECKPOINTS
-        self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
+        self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous, check)
         self._blocking_seconds = 0.0
 
     def due(self, before: int, counters: Counters) -> bool:
@@ -90,6 +99,7 @@ class Saver:
         if self.world.is_main:
             path = manifest.step_folder(self.folder, counters.step)
             try:
+                self.writer.check()
                 manifest.write(path, {**manifest.read(path), "counters": asdict(counters)})
             except (OSError, manifest.InvalidCheckpoint) as error:
                 return str(error)
