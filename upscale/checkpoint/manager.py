@@ -73,6 +73,7 @@ class Saver:
         state = self.lanes.state()
         content = {
             "counters": asdict(counters),
+            "counts_parts": True,
             "steps_taken": {str(group): steps for group, steps in self.engine.steps_taken().items()},
             "rounds": dict(pair for part in self.world.gather_objects(self._rounds(state)) for pair in part.items()),
             "methods": sorted(set(self.world.gather_objects(self.lanes.method))),
@@ -161,5 +162,14 @@ class Saver:
     def _load_engine(self, path: Path, content: dict) -> Reader:
         reader = Reader(path, content)
         reader.load(self.engine.fragments())
-        self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
+        self.engine.loaded(steps_taken(content))
         return reader
+
+
+def steps_taken(content: dict) -> dict[int | str, int]:
+    """The optimizer's step counts as an engine gave them; JSON has made texts of its numbers."""
+    found = {int(key) if key.isdigit() else key: steps for key, steps in content["steps_taken"].items()}
+    if "counts_parts" not in content:  # before parts were counted: one that is frozen was, most likely, from the start
+        freeze = content["config"].get("optimizer", {}).get("freeze", [])
+        found.update({f"{group}/{part}": 0 for group in list(found) for part in freeze})
+    return found

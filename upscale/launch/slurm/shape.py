@@ -81,8 +81,8 @@ def _planned(config: Config, device: Device, nodes: int, ranks_per_node: int) ->
 
 def _too_large(config: Config, device: Device, nodes: int, ranks_per_node: int) -> str:
     return (
-        f"a model of width {config.model.width} with {config.model.depth} blocks fits {nodes} x {ranks_per_node} GPUs of "
-        f"{device.memory_bytes / 1e9:.0f} GB under no engine, stage or activation checkpointing (`upscale plan`)."
+        f"a model of width {config.model.width} with {config.model.depth} blocks fits {nodes} x {ranks_per_node} "
+        f"GPUs of {device.memory_bytes / 1e9:.0f} GB under no engine, stage or checkpointing (`upscale plan`)."
     )
 
 
