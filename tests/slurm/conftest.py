@@ -149,16 +149,8 @@ def clone(tmp_path: Path, cluster: Cluster) -> Clone:
 @pytest.fixture
 def users_folder(cluster: Cluster) -> Iterator[Path]:
     """An empty folder that somebody without rights may reach; skips where the package is out of reach."""
-    python = [
-        "setpriv",
-        f"--reuid={USER}",
-        f"--regid={USER}",
-        "--clear-groups",
-        sys.executable,
-        "-c",
-        "import upscale.schedule",
-    ]
-    if subprocess.run(python, env={"PYTHONPATH": str(ROOT)}, capture_output=True).returncode:
+    words = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", sys.executable, "-c", "import upscale"]
+    if subprocess.run(words, env={"PYTHONPATH": str(ROOT)}, capture_output=True).returncode:
         pytest.skip(f"{USER} may not read {sys.executable} or {ROOT}")
     with tempfile.TemporaryDirectory(prefix="clone-") as folder:
         Path(folder).chmod(0o755)

@@ -61,7 +61,7 @@ class Holder:
         return cls(
             host=socket.gethostname(),
             process=os.getpid(),
-            started=_started(os.getpid()),
+            started=start_ticks(os.getpid()),
             place=_place(),
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
             cluster=environment.get("SLURM_CLUSTER_NAME", ""),
@@ -84,7 +84,7 @@ class Holder:
         return f"process {self.process or 'unknown'} on {self.host}{job}" + (f", since {self.since}" * bool(self.since))
 
 
-def _started(process: int, proc: Path = Path("/proc")) -> int:
+def start_ticks(process: int, proc: Path = Path("/proc")) -> int:
     """When a process began, in clock ticks since boot; 0 where there is none, or none that will run on."""
     try:
         fields = (proc / str(process) / "stat").read_text().rpartition(")")[2].split()
@@ -135,7 +135,7 @@ def is_over(holder: Holder, own: Holder) -> bool | None:
     if holder.free or over or (same_job and holder.restart < own.restart):
         return True
     if holder.place and holder.place == own.place:
-        found = _started(holder.process)
+        found = start_ticks(holder.process)
         return found != holder.started or holder.process == own.process
     return None
 

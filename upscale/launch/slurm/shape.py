@@ -25,7 +25,6 @@ ASK_SECONDS = 60
 UTILIZATION = 0.4
 NETWORK_BANDWIDTH = 50e9
 """Bytes per second and GPU: assumed, as by `upscale plan`; it only ranks the ways that fit."""
-MOST_NODES = 64
 
 
 def model_of(run: Path) -> list[str]:
@@ -66,9 +65,8 @@ def _planned(config: Config, device: Device, nodes: int, ranks_per_node: int) ->
 
     if config.engine.precision == AUTO:
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"precision": "bf16"})})
-    for more in [nodes, *range(nodes + 1, MOST_NODES + 1)]:
-        if more * ranks_per_node > config.data.lanes:
-            break
+    more = nodes
+    while more == nodes or more * ranks_per_node <= config.data.lanes:
         cluster = Cluster(more, ranks_per_node, device, NETWORK_BANDWIDTH)
         best = alternatives(config, cluster, UTILIZATION)[0]
         if best.fits and more == nodes:
@@ -76,6 +74,7 @@ def _planned(config: Config, device: Device, nodes: int, ranks_per_node: int) ->
             return [f"{key}={_value(tree, key)}" for key in WAYS]
         if best.fits:
             raise UserError(_too_large(config, device, nodes, ranks_per_node) + f" --nodes={more} is enough.")
+        more *= 2
     raise UserError(_too_large(config, device, nodes, ranks_per_node) + " Take GPUs with more memory.")
 
 
