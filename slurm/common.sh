@@ -42,14 +42,9 @@ run. Ask for GPUs (sbatch --gres=gpu:N) or say it: LAUNCH_RANKS_PER_NODE=2 sbatc
 }
 
 claim() { # DIRECTORY: two jobs that write to one run directory would destroy it
-    local other owner=$1/slurm/job
-    mkdir -p "$1/slurm"
-    other=$(cat "$owner" 2>/dev/null || true)
-    if [ -n "$other" ] && [ "$other" != "$SLURM_JOB_ID" ] &&
-        [ -n "$(squeue --noheader --jobs "$other" --states PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING 2>/dev/null)" ]; then
-        fail 2 "$1 belongs to job $other, which has not ended. Cancel it, or choose another run.name."
-    fi
-    echo "$SLURM_JOB_ID" >"$owner"
+    local code=0 said
+    said=$(python -m upscale.launch.slurm.questions claim "$1" 2>&1) || code=$?
+    [ "$code" = 0 ] || fail "$code" "${said#error: }"
 }
 
 answering() { # The nodes that start a process and pass NODE_CHECK, one a line, in Slurm's order
@@ -85,8 +80,29 @@ watch_first_node() {
         bash -c "$script" watch "${all_nodes[0]}" "${LAUNCH_WATCH_SECONDS:-30}" 2>"$logs/watch.err"
 }
 
+# A rank that is stopped, or held by its GPU, tells nobody when it is alone, and of several that all are nobody is left
+# to tell. So this kills step $1 when its ranks have begun to touch $logs/heartbeat and then have not for too long.
+watch_heartbeat() {
+    local seen='' now quiet=0 pause=${LAUNCH_HEARTBEAT_SECONDS:-5} allowed step
+    until [ "$quiet" -gt "${allowed:-$quiet}" ]; do
+        sleep "$pause"
+        # Opened, because NFS may answer a mere look from memory.
+        allowed=$(cat "$logs/heartbeat" 2>/dev/null || true)
+        [ -n "$allowed" ] || continue
+        now=$(stat --format=%.Y "$logs/heartbeat" 2>/dev/null) || continue
+        allowed=$((allowed + 20)) # of several ranks the others say first which one it is
+        if [ "$now" = "$seen" ]; then quiet=$((quiet + pause)); else quiet=0; fi
+        seen=$now
+    done
+    touch "$logs/silent"
+    say "no rank has shown life for $allowed s (engine.timeout_seconds and 20 s): killing the step"
+    for step in $(squeue --noheader --steps --jobs "$SLURM_JOB_ID" --format '%i %j' | sed -n "s/ $1\$//p"); do
+        scancel --signal=KILL "$step"
+    done
+}
+
 step() { # COMMAND...: run it as one rank per GPU on ${nodes[@]}; the step's exit code
-    local ranks=$((${#nodes[@]} * ranks_per_node)) list code watch=
+    local ranks=$((${#nodes[@]} * ranks_per_node)) list code watch='' heartbeat name=ranks-$restart-$attempt
     list=$(IFS=,; echo "${nodes[*]}")
     logs=$records/$SLURM_JOB_ID.$restart.$attempt
     mkdir -p "$logs"
@@ -94,12 +110,14 @@ step() { # COMMAND...: run it as one rank per GPU on ${nodes[@]}; the step's exi
     event start "\"attempt\": $attempt, \"nodes\": \"$list\", \"ranks\": $ranks"
     # WORLD_SIZE is a promise that every rank compares with what srun really started. --wait: when a first rank has
     # left, the others may take ten seconds; without it the step would wait for a dead node.
-    WORLD_SIZE=$ranks MASTER_ADDR=${all_nodes[0]} MASTER_PORT=$(free_port) \
-        srun --overlap --mem=0 --no-kill=off --kill-on-bad-exit=0 --wait=10 --input=none --output="$logs/rank-%t.log" \
+    WORLD_SIZE=$ranks MASTER_ADDR=${all_nodes[0]} MASTER_PORT=$(free_port) UPSCALE_HEARTBEAT=$logs/heartbeat \
+        srun --job-name="$name" --overlap --mem=0 --no-kill=off --kill-on-bad-exit=0 --wait=10 --input=none --output="$logs/rank-%t.log" \
         --nodes=${#nodes[@]} --nodelist="$list" --ntasks=$ranks --ntasks-per-node="$ranks_per_node" \
         --cpus-per-task=$((SLURM_CPUS_ON_NODE > ranks_per_node ? SLURM_CPUS_ON_NODE / ranks_per_node : 1)) \
         "${SRUN_OPTIONS[@]}" "${CONTAINER[@]}" "$@" 2>"$logs/srun.log" &
     pid=$! begun=$SECONDS
+    watch_heartbeat "$name" &
+    heartbeat=$!
     if [ ${#nodes[@]} -gt 1 ]; then
         watch_first_node &
         watch=$!
@@ -112,6 +130,7 @@ step() { # COMMAND...: run it as one rank per GPU on ${nodes[@]}; the step's exi
     done
     trap - TERM
     pid=
+    kill "$heartbeat" 2>/dev/null || true
     [ -z "$watch" ] || kill "$watch" 2>/dev/null || true
     cat "$logs/srun.log"
     return $code
@@ -219,6 +238,9 @@ launch() {
         if [ -z "$lost" ] && grep -q 'Node failure' "$logs/srun.log"; then
             lost="a node that answers again"
         fi
+        if [ -z "$lost" ] && [ -f "$logs/silent" ]; then
+            lost="a rank that showed no life"
+        fi
         if [ -z "$lost" ]; then
             failing_rank
             fail "$code" "all nodes answer, so a rank failed by itself (exit code $code). Not started again."
@@ -262,7 +284,8 @@ finetune() {
         ;;
     scratch) init=(init.from=null) ;;
     esac
-    shape=$(python -m upscale.launch.slurm.questions shape "$run")
+    shape=$(python -m upscale.launch.slurm.questions shape "$run" --nodes ${#all_nodes[@]} --ranks-per-node "$ranks_per_node" \
+        --config "configs/finetune_$corpus.yaml" "$@") || fail 2 "this job cannot fine-tune $run; why stands above"
     directory=$(dirname "$run")/$name
     claim "$directory"
     # shellcheck disable=SC2086 # one override a word

@@ -120,7 +120,8 @@ class Trainer:
         chosen = precision.settle(config, world, run_directory.kept_precision(config, world))
         config, self.why_precision = chosen.config, chosen.reason
         self.config, self.world, self.datasets, self.stop = config, world, datasets, stop
-        self.directory, notes = run_directory.open_directory(config, world)
+        self.directory, self.lock, notes = run_directory.open_directory(config, world)
+        still_ours = self.lock.check if self.lock else lambda: None
         if world.device.type == "cuda":
             (self.directory / flight_recorder.FOLDER).mkdir(exist_ok=True)
         model, self.engine = train_step.build(config, world, initialized=False)  # by self.saver.resume
@@ -130,11 +131,13 @@ class Trainer:
         self.micro_batch = train_step.micro_batch(config, world)
         self.microbatches = train_step.Microbatches(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
-        self.saver = Saver(config, self.directory, world, self.engine, self.lanes)
+        self.saver = Saver(config, self.directory, world, self.engine, self.lanes, still_ours)
         self.counters, more_notes = self.saver.resume(initial)
         self.skipped_in_a_row = 0
         self.spike_guard = SpikeGuard(config.optimizer.spike, world, self.saver)
-        self.tracker = Tracker(config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id)
+        self.tracker = Tracker(
+            config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id, still_ours
+        )
         self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
         self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
@@ -352,6 +355,8 @@ class Trainer:
             f"{reason} at step {self.counters.step:,}, {self.counters.instances:,} instances. "
             f"Run directory: {self.directory}"
         )
+        if self.lock:
+            self.lock.release()
         if failure:
             raise RunError(f"the last checkpoint could not be written: {failure}. Older ones are untouched.")
         self.tracker.close()

@@ -14,7 +14,7 @@ from upscale.checkpoint import manifest
 from upscale.cli import status
 from upscale.config import files as config_files
 from upscale.errors import UserError
-from upscale.launch.slurm import followups, questions
+from upscale.launch.slurm import followups, questions, shape
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_beginning_a_run_again_leaves_its_config(run):
 
 
 def test_the_shape_of_a_run_gives_another_config_its_model(run):
-    given = questions.shape_of(run)
+    given = shape.model_of(run)
     model = config_files.load(None, [*given, "data.sources=[{kind: uniform}]"]).resolved().model
     ours = tiny.config().model
     assert (model.width, model.depth, model.heads, model.context) == (ours.width, ours.depth, ours.heads, ours.context)

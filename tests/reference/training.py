@@ -67,7 +67,7 @@ class PlainTrainer:
         (loss + self.config.optimizer.z_loss * (logits.exp().sum(-1).log() ** 2).mean()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         for index, group in enumerate(self.groups):
-            if group.wake_group <= awake:
+            if group.wake_group <= awake and not group.frozen:
                 if group.matrices:
                     trained = [parameters[name] for name in group.names]
                     muon = self.optimizers.setdefault(index, PlainMuon(trained, group.matrices, self.config))

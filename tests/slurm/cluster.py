@@ -37,6 +37,8 @@ TIME_OUTS = {
     "UnkillableStepTimeout": 120,
 }
 GRACE_SECONDS = 20
+USER = "games"
+"""Somebody without rights whom every system knows, with a home folder that he may not write to."""
 
 SLURM_CONF = """
 ClusterName=test
@@ -167,6 +169,7 @@ class Cluster:
     # ---- daemons
 
     def _start(self) -> None:
+        self.folder.chmod(0o755)  # users reach munge's socket
         for name in ("log", "state", "spool", "devices"):
             (self.folder / name).mkdir()
         self._write_files()
@@ -296,8 +299,9 @@ class Cluster:
         """Cancel every job, bring the controller and every node back, and wait until all are idle."""
         if "slurmctld" not in self.processes:
             self.start_controller()
-        self.inside("scancel", "--full", "--signal=KILL", "--user=root", check=False)
-        self.inside("scancel", "--user=root", check=False)
+        for user in ("root", USER):
+            self.inside("scancel", "--full", "--signal=KILL", f"--user={user}", check=False)
+            self.inside("scancel", f"--user={user}", check=False)
         for node in self.nodes:
             if node not in self.processes:
                 self.inside("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")

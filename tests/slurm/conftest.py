@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import pace
-from tests.slurm.cluster import Cluster, wait_until, why_not
+from tests.slurm.cluster import USER, Cluster, wait_until, why_not
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,8 +62,8 @@ def cluster(running_cluster: Running) -> Cluster:
 class Clone:
     """A copy of what a user's clone holds for Slurm, with a site.env, whose scripts are submitted unchanged."""
 
-    def __init__(self, folder: Path, cluster: Cluster, standin: bool):
-        self.folder, self.cluster = folder, cluster
+    def __init__(self, folder: Path, cluster: Cluster, standin: bool, user: str | None = None):
+        self.folder, self.cluster, self.user = folder, cluster, user
         for name in ("slurm", "configs"):
             shutil.copytree(ROOT / name, folder / name)
         binaries = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
@@ -84,6 +86,9 @@ class Clone:
             "STANDIN_PEER_SECONDS": str(cluster.seconds(8)),
             "STANDIN_MEETING_SECONDS": str(cluster.seconds(60)),
         }
+        if user:
+            self.environment |= {"HOME": os.path.expanduser(f"~{user}"), "USER": user, "LOGNAME": user}
+            subprocess.run(["chown", "--recursive", f"{user}:", folder], check=True)
 
     def submit(self, *arguments: object, cwd: str = ".", **environment: str) -> str:
         """`sbatch ARGUMENTS` in a folder of the clone; the job's id."""
@@ -91,6 +96,8 @@ class Clone:
 
     def command(self, *words: object, cwd: str = ".", check: bool = True, **environment: str) -> str:
         extra = {**self.environment, **environment}
+        if self.user:
+            words = ("setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", *words)
         return self.cluster.inside(*map(str, words), check=check, cwd=self.folder / cwd, environment=extra)
 
     def log(self, job: str) -> str:
@@ -137,6 +144,28 @@ class Clone:
 def clone(tmp_path: Path, cluster: Cluster) -> Clone:
     """Scripts that start the stand-in rank."""
     return Clone(tmp_path, cluster, standin=True)
+
+
+@pytest.fixture
+def users_folder(cluster: Cluster) -> Iterator[Path]:
+    """An empty folder that somebody without rights may reach; skips where the package is out of reach."""
+    words = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", sys.executable, "-c", "import upscale"]
+    if subprocess.run(words, env={"PYTHONPATH": str(ROOT)}, capture_output=True).returncode:
+        pytest.skip(f"{USER} may not read {sys.executable} or {ROOT}")
+    with tempfile.TemporaryDirectory(prefix="clone-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def users_clone(users_folder: Path, cluster: Cluster) -> Clone:
+    """Scripts that start the stand-in rank, submitted by somebody without rights."""
+    return Clone(users_folder, cluster, standin=True, user=USER)
+
+
+@pytest.fixture
+def users_real_clone(users_folder: Path, cluster: Cluster) -> Clone:
+    return Clone(users_folder, cluster, standin=False, user=USER)
 
 
 @pytest.fixture

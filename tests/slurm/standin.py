@@ -28,6 +28,7 @@ from upscale.launch import signals
 PEER_SECONDS = float(os.environ.get("STANDIN_PEER_SECONDS", "8"))
 MEETING_SECONDS = float(os.environ.get("STANDIN_MEETING_SECONDS", "60"))
 STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.1"))
+SILENCE_SECONDS = os.environ.get("STANDIN_SILENCE_SECONDS", "600")
 SAVE_SECONDS = float(os.environ.get("STANDIN_SAVE_SECONDS", "0"))
 # Stands for the config file of a fine-tuning.
 FINETUNING = "schedule.instances=3 schedule.batch.start=1 schedule.batch.end=1 checkpoint.milestones=0".split()
@@ -112,11 +113,14 @@ def steps(config: dict, directory: Path, ranks: Ranks) -> int:
     batch, instances = config["schedule"]["batch"]["start"], config["schedule"]["instances"]
     step, every = max(saved, default=0), config["checkpoint"]["every_steps"]
     milestones = config["checkpoint"]["milestones"]
+    heartbeat = Path(os.environ["UPSCALE_HEARTBEAT"])
+    heartbeat.write_text(SILENCE_SECONDS)
     if ranks.rank == 0:
         write_atomically(directory / layout.CONFIG, dump_yaml(config).encode())
         print(f"world of {ranks.size} from step {step}", flush=True)
     while True:
         time.sleep(STEP_SECONDS)
+        heartbeat.touch()
         before, step = step * batch, step + 1
         if fail_at := os.environ.get("STANDIN_FAIL_AT"):
             assert step < int(fail_at) or ranks.rank != ranks.size - 1, "this rank was told to fail"

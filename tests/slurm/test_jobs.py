@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import USER, Cluster, wait_until
 from tests.slurm.conftest import Clone, overrides, started_nodes
 
 
@@ -193,6 +196,46 @@ def test_two_jobs_do_not_share_a_run_directory(clone):
     clone.finish(second, "FAILED")
     assert f"belongs to job {first}" in clone.log(second)
     assert clone.cluster.state(first) == "RUNNING"
+
+
+def test_a_lone_rank_that_is_stopped_is_killed_and_started_again(clone):
+    job = clone.submit(
+        "--nodes=1",
+        "slurm/pretrain_w1024.sh",
+        *overrides("q", 60),
+        LAUNCH_RANKS_PER_NODE="1",
+        LAUNCH_HEARTBEAT_SECONDS="1",
+        STANDIN_SILENCE_SECONDS=str(clone.cluster.seconds(5)),
+    )
+    clone.reaches("q", 8, job)
+    os.kill(process_of("standin train", "run.name=q"), signal.SIGSTOP)
+    found = clone.finish(job)
+    assert found["Restarts"] == "0" and covers(steps(clone, "q"), 60)
+    assert clone.events("q") == ["start", "lost", "start", "finished"]
+    assert "no rank has shown life" in clone.log(job) and "lost a rank that showed no life" in clone.log(job)
+
+
+def process_of(*words: str) -> int:
+    """The Python process whose command line has all of these words."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_text().replace("\0", " ")
+            if line.startswith("python") and all(word in line for word in words):
+                found.append(int(path.parent.name))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_an_ordinary_users_job_saves_and_requeues_itself(users_clone):
+    """Submitted by somebody without rights, whose home folder cannot be written to, for two nodes."""
+    job = users_clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *overrides("u", 60, checkpoint__every_steps=1000))
+    users_clone.reaches("u", 8, job)
+    users_clone.command("scancel", "--batch", "--signal=USR1", job)
+    found = users_clone.finish(job)
+    assert found["UserId"].startswith(f"{USER}(") and found["Restarts"] == "1"
+    assert steps(users_clone, "u") == list(range(1, 61))
+    assert {path.owner() for path in (users_clone.folder / "runs").rglob("*")} == {USER}
 
 
 def test_a_node_that_fails_the_check_is_left_out(clone):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import USER
 from tests.slurm.conftest import Clone, started_nodes
 from tests.test_train import losses, train
 from tests.tiny import TINY
@@ -62,6 +64,22 @@ def test_a_dead_node_costs_some_steps_and_changes_nothing(real_clone, cluster, w
     assert started_nodes(real_clone.log(job)) == ["n1,n2", "n1"]
     assert {row["world_size"] for row in real_clone.rows("e")} == {1, 2}
     check(real_clone, "e", without_slurm)
+
+
+def test_an_ordinary_user_with_a_run_directory_on_another_file_system(users_real_clone, cluster, without_slurm):
+    """A home folder that cannot be written to, and a run directory in the node's memory."""
+    home = Path(users_real_clone.environment["HOME"])
+    assert not home.exists() or home.owner() != USER
+    pid = cluster.processes["n1"].pid
+    node = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+    words = [*command(users_real_clone, "v"), "run.dir=/dev/shm/runs/v", "run.steps=4", FSDP]
+    job = users_real_clone.submit("--nodes=1", "--nodelist=n1", *words, LAUNCH_RANKS_PER_NODE="1")
+    users_real_clone.finish(job)
+    directory = Path(f"/proc/{node}/root/dev/shm/runs/v")
+    assert directory.stat().st_dev != users_real_clone.folder.stat().st_dev
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss_bits_per_byte"] for row in rows] == pytest.approx(without_slurm[:4], rel=1e-4)
+    assert (directory / "metrics.jsonl").owner() == USER
 
 
 def test_a_world_unlike_the_allocation_is_refused_before_a_model_is_built(real_clone):

@@ -1,305 +1,232 @@
-"""A training that is killed, stopped, signalled, resized, switched and damaged at random; what comes out of it.
+"""Rounds of a training under faults. A round is one run directory: `faults` strike at it, then it is finished, and what
+came out is compared with a run of one rank that nothing happened to (invariants.py).
 
-`Soak.run` drives the supervisor that launch/local.sh starts, over real ranks, and then compares with a run of one rank
-that nothing happened to: the rows of every step, the loss of every step, and whatever is left behind.
+The supervisor of launch/local.sh drives real ranks; faults.py says what can happen to them.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import pace, tiny
-from tests.test_train import ROOT, environment, metrics
+from tests.forks import Forked
+from tests.soak.programs import supervise
 from upscale.checkpoint import manifest
+from upscale.checkpoint.lock import start_ticks
 from upscale.distributed.world import World
 from upscale.errors import STOPPED_EXIT_CODE
 
 ENGINES = ["engine.name=fsdp", *(f"engine.zero_stage={stage}" for stage in (0, 1, 2, 3))]
-HANG_SECONDS = 15
-PATIENCE_SECONDS = 240
-TOLERANCE = 1e-4
-"""Relative, on a loss. Two runs of hundreds of steps without any fault differ as much on other numbers of ranks."""
-WEIGHTS = {"kill": 8, "kill while starting": 4, "hang": 2, "stop": 10, "flip": 4, "truncate": 3, "remove": 3}
+HANG_SECONDS, GRACE_SECONDS = 15, 8
+PATIENCE_SECONDS = 300
+EVALUATED_STEPS, MILESTONE_STEPS, BATCH = 5, 10, 12
+DISK_BYTES = 64 << 20
 
 
-def settings(folder: Path, hang_seconds: float) -> list[str]:
-    """Gentle enough that rounding stays rounding over hundreds of steps; blocks wake after 40 and 80."""
+def settings(directory: Path, hang_seconds: float) -> list[str]:
+    """Gentle enough that rounding stays rounding over hundreds of steps; blocks wake after 20 and 40."""
     return tiny.overrides(
-        run__dir=folder,
+        run__dir=directory,
         optimizer__learning_rate="1e-3",
         schedule__instances="10e6",
         schedule__halve_every=0,
-        schedule__wake_every=480,
+        schedule__wake_every=240,
         checkpoint__every_steps=4,
+        checkpoint__milestones=MILESTONE_STEPS * BATCH,
+        evaluation__every=EVALUATED_STEPS * BATCH,
+        evaluation__tasks="[aut]",
+        evaluation__slices=8,
         engine__timeout_seconds=hang_seconds,
         engine__micro_batch=12,
     )
 
 
-class Soak:
-    """One run of `faults` faults, or one more, or of `minutes`, on at most `most_ranks` ranks, all below `folder`."""
+@dataclass
+class Limits:
+    """What a soak may use, and how long it may be silent."""
 
-    def __init__(self, folder: Path, seed: int, faults: int, minutes: float, most_ranks: int, engines: list[str]):
-        self.folder, self.faults, self.most_ranks, self.engines = folder, faults, most_ranks, engines
-        self.random = random.Random(seed)
-        self.deadline = time.monotonic() + 60 * minutes
-        self.hang_seconds = HANG_SECONDS * pace.measure()
-        self.run_directory = folder / "run"
-        self.happened: list[str] = []
-        self.shapes: list[tuple[int, str]] = []
-        self.process: subprocess.Popen | None = None
-        self.damaged = self.furthest = 0
-        for name in ("rows", "rows-alone", "rows-control", "temporary"):
-            (folder / name).mkdir(parents=True)
+    most_ranks: int = 4
+    engines: list[str] = field(default_factory=lambda: list(ENGINES))
+    small_disk: bool = False
+    hang_seconds: float = HANG_SECONDS
+    grace_seconds: float = GRACE_SECONDS
 
-    def run(self, say: Callable[[str], None] = print) -> dict:
-        """The summary; raises AssertionError where something did not end as it must, and then ends it."""
-        try:
-            return self.live_through_faults(say)
-        except BaseException:
-            for pid in self.ranks():
-                os.kill(pid, signal.SIGKILL)
-            self.process.kill()
-            raise
+    @classmethod
+    def on_this_machine(cls, most_ranks: int, engines: list[str], small_disk: bool) -> Limits:
+        """With as much more time as it is slower than a free one."""
+        slower = pace.measure()
+        return cls(most_ranks, engines, small_disk, HANG_SECONDS * slower, GRACE_SECONDS * slower)
 
-    def live_through_faults(self, say: Callable[[str], None]) -> dict:
-        begin = time.monotonic()
-        self.start()
-        while len(self.happened) < self.faults - 1 and time.monotonic() < self.deadline:
-            self.wait_for_steps(self.random.randint(1, 4))
-            time.sleep(self.random.uniform(0, 0.3))
-            kind = self.choose()
-            say(f"{time.monotonic() - begin:5.0f} s  step {self.last_step():>5}  {kind}")
-            self.strike(kind)
-        self.wait_for_steps(3)
-        self.stop(signal.SIGTERM)  # the last fault, because only a new start can be given an end
-        self.happened.append("stop")
-        steps = self.last_step() + 3
-        self.start(f"run.steps={steps}")
-        assert self.ends(self.process) == 0, self.output()
-        say(f"{time.monotonic() - begin:5.0f} s  step {steps:>5}  finished")
-        seconds = time.monotonic() - begin
-        self.alone("alone", 1, steps)
-        return {"seconds": round(seconds), **self.summary(steps)}
 
-    def choose(self) -> str:
-        """Those that have not happened yet come first, so that a short run sees different ones."""
-        new = [kind for kind in WEIGHTS if kind not in self.happened]
-        kinds = new or list(WEIGHTS)
-        impossible = set()
-        if len(self.valid_steps()) < 2:
-            impossible |= {"flip", "truncate", "remove"}
-        if len(self.ranks()) < 2:
-            impossible.add("hang")  # it takes another rank to notice
-        kinds = [kind for kind in kinds if kind not in impossible] or ["kill"]
-        return self.random.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
+class Ground:
+    """A folder for one run directory, its processes and what they leave; `small_disk` gives it a disk of its own."""
 
-    def strike(self, kind: str) -> None:
-        """One fault, or two: a rank is killed before a checkpoint is damaged or its successors while they start."""
-        ranks = self.ranks()
-        if kind == "stop":
-            self.happened.append("stop")
-            number = self.random.choice([signal.SIGTERM, signal.SIGUSR1])
-            self.stop(number, self.random.choice([self.process.pid, *ranks]))
-            self.start()
-        else:
-            self.happened.append("hang" if kind == "hang" else "kill")
-            os.kill(self.random.choice(ranks), signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
-            self.wait(lambda: not set(ranks) & set(self.ranks()), "the lost rank's peers end")
-        if kind == "kill while starting":
-            self.wait(self.ranks, "the ranks start again")
-            time.sleep(self.random.uniform(0, 3))
-            os.kill(self.random.choice(self.ranks()), signal.SIGKILL)
-            self.happened.append(kind)
-        elif kind in ("flip", "truncate", "remove"):
-            self.damage(kind)  # before the next ranks have imported what reads it
-            self.happened.append(kind)
+    def __init__(self, folder: Path, limits: Limits):
+        self.folder, self.limits = folder, limits
+        for name in ("rows", "temporary", "processes", "inject", "disk"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self.disk, self.mounted = folder / "disk", False
+        if limits.small_disk and not os.path.ismount(self.disk):
+            words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "soak", str(self.disk)]
+            self.mounted = os.geteuid() == 0 and subprocess.run(words, capture_output=True).returncode == 0
 
-    def damage(self, kind: str) -> None:
-        """To a file of the newest step; another one is valid."""
-        folder = manifest.step_folder(self.run_directory / "checkpoints", self.valid_steps()[-1])
-        path = self.random.choice(sorted(folder.iterdir()))
-        content = bytearray(path.read_bytes())
-        if kind == "remove":
-            path.unlink()
-        elif kind == "truncate":
-            path.write_bytes(content[: self.random.randrange(len(content))])
-        else:
-            content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
-            path.write_bytes(content)
-        self.damaged += 1
-
-    def start(self, *extra: str) -> None:
-        """Another number of ranks and another engine or stage each time, where there are several."""
-        before = self.shapes[-1] if self.shapes else None
-        shapes = [(ranks, engine) for ranks in range(1, self.most_ranks + 1) for engine in self.engines]
-        shape = self.random.choice([other for other in shapes if other != before])
-        self.shapes.append(shape)
-        arguments = [
-            "--ranks",
-            str(shape[0]),
-            "--max-restarts",
-            "1000",
-            *settings(self.run_directory, self.hang_seconds),
-            shape[1],
-        ]
-        self.process = self.launch("rows", "-m", "tests.soak.supervise", *arguments, *extra)
-
-    def launch(self, rows: str, *arguments: str, **variables: str) -> subprocess.Popen:
-        places = {"SOAK_ROWS": str(self.folder / rows), "TMPDIR": str(self.folder / "temporary")}
-        places["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "cache")  # kept by torch on purpose
+    def launch(self, directory: Path, ranks: int, engine: str, *extra: str) -> Forked:
+        words = ["--ranks", str(ranks), "--max-restarts", "100000", *settings(directory, self.limits.hang_seconds)]
         with open(self.folder / "output.txt", "a") as file:
-            return subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=ROOT,
-                env=environment(**places, **variables),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-
-    def stop(self, number: int, process: int | None = None) -> None:
-        """By a signal to the supervisor or to one rank; all ranks save and exit with the code for it."""
-        os.kill(process or self.process.pid, number)
-        assert self.ends(self.process) == STOPPED_EXIT_CODE, self.output()
-
-    def alone(self, name: str, ranks: int, steps: int) -> None:
-        """The same steps without any fault."""
-        arguments = [*settings(self.folder / name, self.hang_seconds), f"run.steps={steps}", ENGINES[0]]
-        process = self.launch(
-            f"rows-{name}", "-m", "tests.soak.supervise", "--ranks", str(ranks), "--max-restarts", "0", *arguments
-        )
-        assert self.ends(process, 4 * PATIENCE_SECONDS) == 0, self.output()
-
-    def ends(self, process: subprocess.Popen, seconds: float = PATIENCE_SECONDS) -> int:
-        """The exit code; AssertionError when there is none in time."""
-        deadline = pace.Deadline(seconds)
-        while (code := process.poll()) is None:
-            assert not deadline.passed(), f"waited {seconds} s for the end: {self.output()}"
-            time.sleep(0.05)
-        return code
-
-    def wait(self, condition: Callable[[], object], what: str) -> None:
-        deadline = pace.Deadline(PATIENCE_SECONDS)
-        while not condition():
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.output()}"
-            assert not deadline.passed(), f"waited {PATIENCE_SECONDS} s until {what}: {self.output()}"
-            time.sleep(0.05)
-
-    def wait_for_steps(self, count: int) -> None:
-        """`count` steps further than the run has ever been."""
-        goal = max(self.last_step(), self.furthest) + count
-        self.wait(lambda: self.last_step() >= goal, f"step {goal}")
-        self.furthest = self.last_step()
-
-    def last_step(self) -> int:
-        path = self.run_directory / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-        return int(lines[-2].split(b'"step":')[1].split(b",")[0]) if len(lines) > 1 else 0
-
-    def ranks(self) -> list[int]:
-        """Process ids of the ranks that run now."""
-        if self.process.poll() is not None:
-            return []
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split() if b"rank.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-    def valid_steps(self) -> list[int]:
-        folder, found = self.run_directory / "checkpoints", []
-        for step in manifest.steps(folder):
-            try:
-                manifest.verify(manifest.step_folder(folder, step), World.single())
-                found.append(step)
-            except manifest.InvalidCheckpoint:
-                continue
-        return found
+            arguments = str(self.folder), str(self.folder / "rows"), [*words, engine, *extra]
+            return Forked(supervise, *arguments, self.limits.grace_seconds, output=file.fileno())
 
     def output(self) -> str:
-        return (self.folder / "output.txt").read_text()
+        return (self.folder / "output.txt").read_text(errors="replace")
 
-    def summary(self, steps: int) -> dict:
-        rows, expected = self.rows("rows"), self.rows("rows-alone")
-        everywhere = {(step, lane) for step in range(1, steps + 1) for lane in range(12)}
-        here, there = metrics(self.run_directory), metrics(self.folder / "alone")
-        log = (self.run_directory / "log.txt").read_text()
-        return {
-            "faults": len(self.happened),
-            "kinds": dict(collections.Counter(self.happened)),
-            "starts": len(self.shapes),
-            "restarts": self.output().count("supervisor: starting again"),
-            "worlds": sorted({ranks for ranks, _ in self.shapes}),
-            "engines": sorted({engine for _, engine in self.shapes}),
-            "damaged_checkpoints": self.damaged,
-            "damaged_checkpoints_refused": log.count("cannot be used, trying the one before it"),
-            "steps": steps,
-            "every_step_logged_once": [record["step"] for record in here] == list(range(1, steps + 1)),
-            "rows_compared": len(everywhere),
-            "rows_equal": all(rows.get(key) == expected.get(key) != None for key in everywhere),  # noqa: E711
-            "largest_relative_loss_difference": largest_difference(here, there),
-            "tolerance": TOLERANCE,
-            "processes_left": self.processes_left(),
-            "ports_left": self.ports_left(),
-            "files_left": self.files_left(),
-        }
+    def alive(self) -> list[int]:
+        """Processes that this ground's supervisors and ranks have left word of and that still run."""
+        found = (path.name.split("-") for path in (self.folder / "processes").iterdir())
+        return [int(pid) for pid, ticks in found if start_ticks(int(pid)) == int(ticks)]
 
-    def rows(self, name: str) -> dict[tuple[int, int], str]:
-        """Digest by (step, lane); a lane draws one round a step. Where two draws of it differed: 'differs'."""
-        found: dict[tuple[int, int], str] = {}
-        for path in (self.folder / name).iterdir():
-            for line in path.read_text().split("\n")[:-1]:  # a kill may cut the last one off
-                step, lane, digest = line.split()
-                key = int(step), int(lane)
-                found[key] = digest if found.get(key, digest) == digest else "differs"
+    def clear(self, keep: bool = False) -> None:
+        """End whatever is left, and take the disk away; with `keep` what is on it stays beside it."""
+        for pid in self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if os.path.ismount(self.disk):
+            if keep:
+                shutil.copytree(self.disk, self.folder / "kept", symlinks=True)
+            subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
+
+
+class Round(Ground):
+    """One run directory under faults, `process` being its supervisor. AssertionError: something ended amiss."""
+
+    def __init__(self, folder: Path, seed: str, limits: Limits):
+        super().__init__(folder, limits)
+        self.random = random.Random(seed)
+        self.directory = self.disk / "run"
+        self.happened: list[dict] = []
+        self.shapes: list[tuple[int, str]] = []
+        self.process: Forked | None = None
+        self.damaged = self.refused_starts = 0
+        self.loss_difference = 0.0
+
+    def live(self, kinds: dict[str, Callable[[Round], None]], faults: int, tell: Callable[[dict], None]) -> int:
+        """Let faults happen, each of `kinds` once before one comes again; then finish. Returns the number of steps."""
+        self.start()
+        left: list[str] = []
+        while len(self.happened) < faults:
+            left = left or self.random.sample(list(kinds), len(kinds))
+            self.pass_time()
+            kind = left.pop()
+            record = {"index": len(self.happened) + 1, "kind": kind, "step": self.last_step(), "shape": self.shapes[-1]}
+            kinds[kind](self)
+            self.happened.append(record)
+            tell(record)
+            self.wait_for_steps(self.random.randint(0, 2))
+        self.stop()
+        steps = -(-(self.last_step() + 2) // EVALUATED_STEPS) * EVALUATED_STEPS
+        self.start(f"run.steps={steps}")
+        code = self.ends()
+        assert code == 0, f"the last start ended with {code}"
+        return steps
+
+    def pass_time(self) -> None:
+        """Until some step, or for a moment in which the ranks may still be starting."""
+        if self.random.random() < 0.6:
+            self.wait_for_steps(self.random.randint(1, 3))
+        time.sleep(self.random.uniform(0, 1))
+
+    # ---- starting and stopping
+
+    def shape(self) -> tuple[int, str]:
+        """Another number of ranks or another engine than before, where there are several."""
+        shapes = [(ranks, engine) for ranks in range(1, self.limits.most_ranks + 1) for engine in self.limits.engines]
+        return self.random.choice([shape for shape in shapes if shape not in self.shapes[-1:]] or shapes)
+
+    def start(self, *extra: str) -> None:
+        self.shapes.append(self.shape())
+        self.process = self.launch(self.directory, *self.shapes[-1], *extra)
+
+    def stop(self, number: int = signal.SIGTERM, process: int | None = None) -> None:
+        """By one signal, to the supervisor or a rank; all ranks save, and the exit code says so."""
+        self.wait_for_ranks()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process or self.process.pid, number)
+        code = self.ends()
+        assert code == STOPPED_EXIT_CODE, f"a stop ended with {code}"
+
+    def kill_everything(self) -> None:
+        """As a power failure: nobody says anything to anybody."""
+        for pid in [self.process.pid, *self.ranks()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.ends()
+        for pid in self.alive():  # ranks that were being started
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait(lambda: not self.alive(), "all processes are gone", running=False)
+
+    def settle(self, codes: Iterable[int]) -> None:
+        """After a fault that may have ended the supervisor: if it has, it must be by one of the codes; start again."""
+        if (code := self.process.poll()) is not None:
+            assert code in codes, f"ended with {code}"
+            self.kill_everything()
+            self.start()
+
+    # ---- looking
+
+    def ranks(self) -> list[int]:
+        """Process ids of the supervisor's ranks that run now, in rank order."""
+        try:
+            text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        except OSError:
+            return []
+        return sorted(int(pid) for pid in text.split() if start_ticks(int(pid)))
+
+    def last_step(self) -> int:
+        path = self.directory / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        return json.loads(lines[-2])["step"] if len(lines) > 1 else 0
+
+    def valid_steps(self) -> list[int]:
+        folder, found = self.directory / "checkpoints", []
+        for step in manifest.steps(folder):
+            with contextlib.suppress(manifest.InvalidCheckpoint):
+                manifest.verify(manifest.step_folder(folder, step), World.single())
+                found.append(step)
         return found
 
-    def processes_left(self) -> list[str]:
-        """Those whose environment names the folder, some seconds after the end."""
-        for _ in range(50):
-            found = []
-            for path in Path("/proc").glob("[0-9]*/environ"):
-                try:
-                    if str(self.folder).encode() in path.read_bytes():
-                        found.append((path.parent / "cmdline").read_text().replace("\0", " "))
-                except OSError:
-                    continue
-            if not found:
-                break
-            time.sleep(0.1)
-        return found
+    def wait(self, condition: Callable[[], object], what: str, running: bool = True) -> None:
+        deadline = pace.Deadline(PATIENCE_SECONDS)
+        while not condition():
+            code = self.process.poll()
+            assert not running or code is None, f"ended with {code} before {what}"
+            assert not deadline.passed(), f"waited {PATIENCE_SECONDS} s until {what}"
+            time.sleep(0.02)
 
-    def ports_left(self) -> list[int]:
-        """Ports of any of the worlds that somebody still listens on."""
-        used = {int(path.name.split("-")[0]) for path in self.folder.glob("rows*/*")}
-        lines = [
-            line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().split("\n")[1:]
-        ]
-        listening = {int(fields[1].rsplit(":")[-1], 16) for fields in lines if fields and fields[3] == "0A"}
-        return sorted(used & listening)
+    def wait_for_steps(self, count: int) -> None:
+        goal = self.last_step() + count
+        self.wait(lambda: self.last_step() >= goal, f"step {goal}")
 
-    def files_left(self) -> list[str]:
-        """Anything in the temporary folder, and anything half written in the run directory."""
-        half = [path for path in self.run_directory.rglob("*") if path.name.startswith(".")]
-        return [str(path.relative_to(self.folder)) for path in [*half, *(self.folder / "temporary").iterdir()]]
+    def wait_for_ranks(self) -> None:
+        """Until as many as there should be have their own handlers for signals."""
+        self.wait(lambda: len(self.ranks()) == self.shapes[-1][0], "all ranks have started")
+
+    def wait_for_others(self, ranks: list[int]) -> None:
+        self.wait(lambda: not set(ranks) & set(self.ranks()), "the lost rank's peers end")
+
+    def ends(self) -> int:
+        self.wait(lambda: self.process.poll() is not None, "the end", running=False)
+        return self.process.poll()
 
 
-def largest_difference(here: list[dict], there: list[dict]) -> float:
-    pairs = zip(here, there, strict=True)
-    return max(abs(a["loss_bits_per_byte"] / b["loss_bits_per_byte"] - 1) for a, b in pairs)
-
-
-def problems(summary: dict) -> list[str]:
-    """What a soak must not show."""
-    found = [f"{key}: {summary[key]}" for key in ("processes_left", "ports_left", "files_left") if summary[key]]
-    found += [f"{key} is false" for key in ("every_step_logged_once", "rows_equal") if not summary[key]]
-    if not summary["largest_relative_loss_difference"] <= summary["tolerance"]:
-        found.append(f"a loss differs by {summary['largest_relative_loss_difference']:.2e}")
-    if summary["damaged_checkpoints_refused"] < summary["damaged_checkpoints"]:
-        found.append("a damaged checkpoint was not refused")
-    return found
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

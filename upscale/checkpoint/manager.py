@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,10 +42,18 @@ class Counters:
 class Saver:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, directory: Path, world: World, engine: engines.Engine, lanes: Rows):
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        world: World,
+        engine: engines.Engine,
+        lanes: Rows,
+        check: Callable[[], None] = lambda: None,
+    ):
         self.config, self.world, self.engine, self.lanes = config, world, engine, lanes
         self.folder = directory / layout.CHECKPOINTS
-        self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous)
+        self.writer = Writer(self.folder, world, config.checkpoint.keep, config.checkpoint.asynchronous, check)
         self._blocking_seconds = 0.0
 
     def due(self, before: int, counters: Counters) -> bool:
@@ -63,6 +72,7 @@ class Saver:
         state = self.lanes.state()
         content = {
             "counters": asdict(counters),
+            "counts_parts": True,
             "steps_taken": {str(group): steps for group, steps in self.engine.steps_taken().items()},
             "rounds": dict(pair for part in self.world.gather_objects(self._rounds(state)) for pair in part.items()),
             "methods": sorted(set(self.world.gather_objects(self.lanes.method))),
@@ -89,6 +99,7 @@ class Saver:
         if self.world.is_main:
             path = manifest.step_folder(self.folder, counters.step)
             try:
+                self.writer.check()
                 manifest.write(path, {**manifest.read(path), "counters": asdict(counters)})
             except (OSError, manifest.InvalidCheckpoint) as error:
                 return str(error)
@@ -153,5 +164,14 @@ class Saver:
     def _load_engine(self, path: Path, content: dict) -> Reader:
         reader = Reader(path, content)
         reader.load(self.engine.fragments())
-        self.engine.loaded({int(group): steps for group, steps in content["steps_taken"].items()})
+        self.engine.loaded(steps_taken(content))
         return reader
+
+
+def steps_taken(content: dict) -> dict[int | str, int]:
+    """The optimizer's step counts as an engine gave them; JSON has made texts of its numbers."""
+    found = {int(key) if key.isdigit() else key: steps for key, steps in content["steps_taken"].items()}
+    if "counts_parts" not in content:  # before parts were counted: one that is frozen was, most likely, from the start
+        freeze = content["config"].get("optimizer", {}).get("freeze", [])
+        found.update({f"{group}/{part}": 0 for group in list(found) for part in freeze})
+    return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upscale.checkpoint import manifest
+from upscale.checkpoint import lock, manifest
 from upscale.checkpoint.layout import CHECKPOINTS, CONFIG, METRICS, config_path
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
@@ -60,27 +62,58 @@ def kept_precision(config: Config, world: World) -> str | None:
     return None if kept == AUTO else kept
 
 
-def open_directory(config: Config, world: World) -> tuple[Path, list[str]]:
-    """Make or enter the run directory and write config.yaml; returns it with notes on what has changed.
+def open_directory(config: Config, world: World) -> tuple[Path, lock.Lock | None, list[str]]:
+    """Make or enter the run directory and write config.yaml; returns it, rank 0's lock, and notes on what has changed.
 
-    Raises UserError, on every rank, when it holds another run, may not be continued, or cannot be written.
+    Raises UserError, on every rank, when it holds another run, is in use, may not be continued, or cannot be written.
     """
-    directory = Path(config.run.dir)
-    outcome: tuple[str | None, list[str]] = (None, [])
-    if world.is_main:
-        try:
-            outcome = (None, _enter(directory, config))
-        except UserError as error:
-            outcome = (str(error), [])
-        except OSError as error:
-            outcome = (f"run directory {directory} cannot be used: {error}. Choose another with run.dir=FOLDER.", [])
-    problem, notes = world.broadcast_object(outcome)
+    entrance = Entrance(config) if world.is_main else None
+    # One exchange a look: the others must not take a first rank that waits for one that hangs.
+    while (outcome := world.broadcast_object(entrance.step() if entrance else None)) is None:
+        pass
+    problem, notes = outcome
     if problem:
         raise UserError(problem)
-    return directory, notes
+    return Path(config.run.dir), entrance.lock if entrance else None, notes
 
 
-def _enter(directory: Path, config: Config) -> list[str]:
+class Entrance:
+    """Rank 0's way into a run directory: call `step` until it returns the problem, if there is one, and the notes."""
+
+    def __init__(self, config: Config):
+        self.config, self.directory = config, Path(config.run.dir)
+        self.candidate: lock.Candidate | None = None
+        self.lock: lock.Lock | None = None
+        self.told = ""
+
+    def step(self) -> tuple[str | None, list[str]] | None:
+        try:
+            return self._step()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"run directory {self.directory} cannot be used: {error}. Choose another with run.dir=FOLDER."
+        if self.lock:
+            self.lock.release()
+        return problem, []
+
+    def _step(self) -> tuple[str | None, list[str]] | None:
+        if self.candidate is None:
+            _changes_since(self.directory, self.config)  # a start that is refused leaves no trace
+            self.candidate = lock.Candidate(self.directory)
+        found = self.candidate.look()
+        if isinstance(found, str):
+            if found != self.told:
+                print(f"run directory {self.directory}: waiting for {found}", file=sys.stderr, flush=True)
+            self.told = found
+            time.sleep(lock.LOOK_SECONDS)
+            return None
+        self.lock = found
+        return None, _enter(self.directory, self.config)
+
+
+def _changes_since(directory: Path, config: Config) -> list[str]:
+    """What has changed since the last start; raises UserError for another run, or where `run.resume` forbids it."""
     saved = directory / CONFIG
     has_steps = bool(manifest.steps(directory / CHECKPOINTS))
     if config.run.resume == "must" and not has_steps:
@@ -104,8 +137,13 @@ def _enter(directory: Path, config: Config) -> list[str]:
                 "Choose another run.name or run.dir, or set these keys back."
             )
         notes = [f"changed since the last start: {key}: {old!r} -> {new!r}" for key, (old, new) in different.items()]
+    return notes
+
+
+def _enter(directory: Path, config: Config) -> list[str]:
+    notes = _changes_since(directory, config)
     (directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     for unfinished in [*directory.glob(".*.tmp"), *directory.glob("samples/.*.tmp")]:  # of a run that was killed
         unfinished.unlink()
-    config_files.write(config, saved)
+    config_files.write(config, directory / CONFIG)
     return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from upscale.checkpoint import manifest
 from upscale.distributed.world import World
 from upscale.engines import Fragment
+from upscale.errors import UserError
 
 
 @dataclass
@@ -58,10 +59,19 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 class Writer:
     """Writes snapshots to one folder. A failed save is kept in `failure` and touches no older step.
 
-    With `asynchronous` a thread writes while training goes on; a second save waits for the first.
+    With `asynchronous` a thread writes while training goes on; a second save waits for the first. `check` raises
+    UserError where this run may not write any more.
     """
 
-    def __init__(self, folder: Path, world: World, keep: int, asynchronous: bool):
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        keep: int,
+        asynchronous: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self.check = check
         self.folder, self.keep, self.asynchronous = folder, keep, asynchronous
         self.world = world.beside()
         self.failure: str | None = None
@@ -98,9 +108,10 @@ class Writer:
         part, error = None, None
         try:
             if self.world.is_main:
+                self.check()
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        except OSError as problem:
+        except (OSError, UserError) as problem:
             error = problem
         if not self._failed(error):
             try:
@@ -150,12 +161,13 @@ class Writer:
                     content["pieces"].setdefault(key, []).append(piece)
             try:
                 manifest.write(partial, content)
+                self.check()
                 if final.exists():  # an invalid step of the same number, from before a resume
                     shutil.rmtree(final)
                 os.replace(partial, final)
                 _flush_folder(self.folder)
                 self._prune()
-            except OSError as problem:
+            except (OSError, UserError) as problem:
                 error = problem
         self._failed(error)
 

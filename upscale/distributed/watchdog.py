@@ -1,7 +1,7 @@
 """Ends a rank that waits for one that is gone: no hang outlasts `engine.timeout_seconds`.
 
 The thread that does so also shows the supervisor that the process runs at all, which a stopped one cannot: it touches
-the file that HEARTBEAT names.
+the file that HEARTBEAT names, in which `timeout_seconds` stands, for who has not read the config.
 
 A time-out of the process group would not do: DeepSpeed makes groups of its own with torch's default of 30 minutes, and
 NCCL fails in its own ways. This looks at the loop instead.
@@ -9,6 +9,7 @@ NCCL fails in its own ways. This looks at the loop instead.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -19,7 +20,8 @@ from pathlib import Path
 from upscale.errors import RUN_ERROR_EXIT_CODE
 
 HEARTBEAT = "UPSCALE_HEARTBEAT"
-"""Environment variable with the file that this rank touches every second; the supervisor sets it."""
+"""Environment variable with the file that this rank touches every second. The supervisor gives each rank its own; the
+job script of slurm/ gives all ranks of a step one, so that it is told of a step in which nobody is left to notice."""
 
 
 class Watchdog:
@@ -34,6 +36,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.beat()
+        self._show_life(str(math.ceil(self.timeout_seconds)))
         self._thread.start()
         return self
 
@@ -53,9 +56,11 @@ class Watchdog:
                 finally:  # also when the terminal is gone
                     os._exit(RUN_ERROR_EXIT_CODE)
 
-    def _show_life(self) -> None:
+    def _show_life(self, content: str | None = None) -> None:
         if self._heartbeat:
             try:
+                if content:
+                    Path(self._heartbeat).write_text(content)
                 Path(self._heartbeat).touch()
             except OSError:  # the supervisor and its folder are gone
                 self._heartbeat = None

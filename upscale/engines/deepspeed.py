@@ -89,6 +89,10 @@ class DeepSpeedEngine:
         elif self.stage:
             self.optimizer.held = list(enumerate(self.zero.single_partition_of_fp32_groups))
             self.zero.scaled_global_norm = self._clip_partitions
+        if self.stage:
+            self.optimizer.pieces = lambda: (
+                (name, flat, start, length) for name, _, flat, start, length in self._pieces()
+            )
 
     def _gather_in_bfloat16(self, model: Transformer) -> None:
         """Have stage 3 gather matrices in bfloat16: autocast would round them after it, so that no bit changes."""
@@ -144,9 +148,17 @@ class DeepSpeedEngine:
 
     def fragments(self) -> Iterator[Fragment]:
         self.optimizer.create_states()
+        replica, replicas = (self.world.rank, self.world.size) if self.stage == 0 else (0, 1)
+        for name, offset, flat, start, length in self._pieces():
+            whole = self.optimizer.tensors(flat)
+            views = {key: tensor.view(-1)[start : start + length] for key, tensor in whole.items()}
+            yield Fragment(name, offset, views, replica, replicas)
+
+    def _pieces(self) -> Iterator[tuple[str, int, torch.Tensor, int, int]]:
+        """What this rank steps: name, offset in the parameter, the tensor that holds it, its place there, length."""
         for name, parameter in self.parameters.items():
             if self.stage == 0:
-                yield self._fragment(name, 0, parameter, 0, parameter.numel(), self.world.rank, self.world.size)
+                yield name, 0, parameter, 0, parameter.numel()
             elif self.stage == 3:
                 size = parameter.ds_numel
                 share = math.ceil(size / self.world.size)
@@ -154,23 +166,16 @@ class DeepSpeedEngine:
                 length = min(begin + share, size) - begin
                 group, start, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
                 if length:
-                    yield self._fragment(name, begin, self.zero.fp32_partitioned_groups_flat[group], start, length)
+                    yield name, begin, self.zero.fp32_partitioned_groups_flat[group], start, length
             elif (mapping := parameter._hp_mapping) is not None:
                 flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
                 here = mapping.hp_fragment_address
-                yield self._fragment(name, mapping.lp_fragment_address.start, flat, here.start, here.numel)
+                yield name, mapping.lp_fragment_address.start, flat, here.start, here.numel
 
-    def _fragment(
-        self, name: str, offset: int, flat: torch.Tensor, start: int, length: int, replica: int = 0, replicas: int = 1
-    ) -> Fragment:
-        whole = self.optimizer.tensors(flat)
-        views = {key: tensor.view(-1)[start : start + length] for key, tensor in whole.items()}
-        return Fragment(name, offset, views, replica, replicas)
+    def steps_taken(self) -> dict[int | str, int]:
+        return self.optimizer.counts()
 
-    def steps_taken(self) -> dict[int, int]:
-        return dict(self.optimizer.steps_taken)
-
-    def loaded(self, steps_taken: dict[int, int] | None) -> None:
+    def loaded(self, steps_taken: dict[int | str, int] | None) -> None:
         if steps_taken is not None:
             self.optimizer.restore(steps_taken)
         if self.stage == 3:

@@ -116,10 +116,10 @@ class FSDPEngine:
             if views["weight"].numel():
                 yield Fragment(name, first * (parameter.numel() // rows), views, self.replica, self.replicas)
 
-    def steps_taken(self) -> dict[int, int]:
-        return dict(self.optimizer.steps_taken)
+    def steps_taken(self) -> dict[int | str, int]:
+        return self.optimizer.counts()
 
-    def loaded(self, steps_taken: dict[int, int] | None) -> None:
+    def loaded(self, steps_taken: dict[int | str, int] | None) -> None:
         if steps_taken is not None:
             self.optimizer.restore(steps_taken)
         self._free_gathered()

@@ -55,10 +55,11 @@ class Engine(Protocol):
     def fragments(self) -> Iterator[Fragment]:
         """This rank's weights and moments, for saving and, in place, loading."""
 
-    def steps_taken(self) -> dict[int, int]:
-        """Applied optimizer steps of every wake-up group since it woke."""
+    def steps_taken(self) -> dict[int | str, int]:
+        """Applied optimizer steps of every wake-up group since it woke, and of those of its parts ("GROUP/PART") that
+        were frozen in some of them."""
 
-    def loaded(self, steps_taken: dict[int, int] | None) -> None:
+    def loaded(self, steps_taken: dict[int | str, int] | None) -> None:
         """Spread what was written through `fragments` to the weights in use; None: a fresh optimizer."""
 
     def close(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -41,8 +43,9 @@ class ScheduledOptimizer:
     """A torch optimizer with one of its groups for each of `groups`. Subclasses in this room are the kinds there are.
 
     `torch_optimizer` is the optimizer itself. `held` lists (index of its group, tensor) for everything it steps on this
-    rank; an engine that makes it step other tensors than the parameters it was given replaces the list. `steps_taken`
-    counts, for every wake-up group, the applied steps since it woke.
+    rank; an engine that makes it step other tensors than the parameters it was given replaces the list, and `pieces`,
+    which tells what lies in them: (name, first element, elements). `steps_taken` counts, for every wake-up group, the
+    applied steps since it woke, and `missed` those of them in which a part of it was frozen.
     """
 
     kind: ClassVar[str]
@@ -55,13 +58,25 @@ class ScheduledOptimizer:
         self, config: Config, groups: list[ParameterGroup], parameters: dict[str, torch.Tensor], device: torch.device
     ):
         self.groups, self.device = groups, device
+        self.spans: dict[torch.Tensor, list[tuple[int, int, int]]] = {}
         self.steps_taken = {group.wake_group: 0 for group in groups}
+        self.frozen = set(config.optimizer.freeze)
+        self.places = {
+            name: (group.wake_group, described(name, config.model.block).part)
+            for group in groups
+            for name in group.names
+        }
+        self.missed: dict[tuple[int, str], int] = {}
         self.held = [(index, parameters[name]) for index, group in enumerate(groups) for name in group.names]
+        self.pieces: Callable[[], Iterable[tuple[str, torch.Tensor, int, int]]] = lambda: (
+            (name, parameters[name], 0, parameters[name].numel()) for name in self.places
+        )
         settings = [
             {
                 "params": [parameters[name] for name in group.names],
                 "lr": group.learning_rate,
                 "weight_decay": group.weight_decay,
+                "frozen": group.frozen,
             }
             for group in groups
         ]
@@ -95,8 +110,9 @@ class ScheduledOptimizer:
             awake = group.wake_group <= awake_groups
             settings["lr"] = group.learning_rate * learning_rate_factor if awake else 0.0
             settings["weight_decay"] = group.weight_decay if awake else 0.0
+        own = self._own_counts() if self.missed else {}
         steps = [
-            (state["step"], float(self.steps_taken[self.groups[index].wake_group]))
+            (state["step"], float(own.get(tensor, self.steps_taken[self.groups[index].wake_group])))
             for index, tensor in self.held
             if "step" in (state := self.torch_optimizer.state[tensor])
         ]
@@ -107,9 +123,33 @@ class ScheduledOptimizer:
             torch._foreach_add_(counters, values)
 
     def count(self, awake_groups: int) -> None:
-        """Count an applied step."""
+        """Count an applied step, for what took part in it."""
         for wake_group in self.steps_taken:
             self.steps_taken[wake_group] += wake_group <= awake_groups
+        for wake_group, part in set(self.places.values()):
+            if part in self.frozen and wake_group <= awake_groups:
+                self.missed[wake_group, part] = self.missed.get((wake_group, part), 0) + 1
+
+    def _own_counts(self) -> dict[torch.Tensor, int]:
+        """The steps that a held tensor has taken. One whose pieces have taken different numbers is stepped in spans."""
+        held: dict[torch.Tensor, list[tuple[int, int, int]]] = {}
+        for name, tensor, begin, length in self.pieces():
+            steps = self.steps_taken[self.places[name][0]] - self.missed.get(self.places[name], 0)
+            held.setdefault(tensor, []).append((begin, begin + length, steps))
+        own = {}
+        self.spans = {}
+        for tensor, pieces in held.items():
+            own[tensor] = pieces[0][2]
+            if len({steps for _, _, steps in pieces}) > 1:
+                equal = itertools.groupby(sorted(pieces), key=lambda piece: piece[2])
+                runs = [(steps, list(run)) for steps, run in equal]
+                self.spans[tensor] = [(run[0][0], run[-1][1], steps) for steps, run in runs]
+        return own
+
+    def counts(self) -> dict[int | str, int]:
+        """Applied steps of every wake-up group since it woke, and of its parts ("GROUP/PART") that missed some."""
+        parts = {f"{group}/{part}": self.steps_taken[group] - missed for (group, part), missed in self.missed.items()}
+        return {**self.steps_taken, **parts}
 
     def create_states(self) -> None:
         """torch makes a tensor's state in its first step; a checkpoint may be saved or loaded before it."""
@@ -127,9 +167,12 @@ class ScheduledOptimizer:
         state = self.torch_optimizer.state[tensor]
         return {"weight": tensor.detach(), **{name: value for name, value in state.items() if name != "step"}}
 
-    def restore(self, steps_taken: dict[int, int]) -> None:
-        """Take the counters of a checkpoint."""
-        self.steps_taken = {group: steps_taken[group] for group in self.steps_taken}
+    def restore(self, counts: dict[int | str, int]) -> None:
+        """Take the counters of a checkpoint, as `counts` gave them."""
+        self.steps_taken = {group: counts[group] for group in self.steps_taken}
+        places = {f"{group}/{part}": (group, part) for group, part in self.places.values()}
+        self.spans = {}
+        self.missed = {places[key]: counts[places[key][0]] - counts[key] for key in places if key in counts}
 
 
 def groups_of(kind: type[ScheduledOptimizer], model: nn.Module, config: Config) -> list[ParameterGroup]:
@@ -139,8 +182,10 @@ def groups_of(kind: type[ScheduledOptimizer], model: nn.Module, config: Config) 
         purpose = described(name, config.model.block)
         layer = layer_factor(name, config.model, config.optimizer.layer_decay)
         frozen = purpose.part in config.optimizer.freeze
-        rates = Rates(0.0, 0.0) if frozen else kind.rates(purpose, parameter.shape, layer, config)
-        key = (wake_group_of(name, config.model), rates)
+        rates = kind.rates(purpose, parameter.shape, layer, config)
+        if frozen:  # it keeps the states that it would have
+            rates = replace(rates, learning_rate=0.0, weight_decay=0.0)
+        key = (wake_group_of(name, config.model), rates, frozen)
         if key not in groups:
             groups[key] = ParameterGroup(
                 names=[],

@@ -91,7 +91,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for parameter in group["params"] if group["matrices"] else ():
+            for parameter in group["params"] if group["matrices"] and not group.get("frozen") else ():
                 if parameter.grad is not None:
                     self._step_matrices(parameter, group)
         self.adamw.step()

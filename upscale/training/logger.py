@@ -70,9 +70,21 @@ class Terminal:
 
 
 class Tracker:
-    """Writes a run's records; on ranks other than 0 every method does nothing."""
+    """Writes a run's records; on ranks other than 0 every method does nothing.
 
-    def __init__(self, config: Config, directory: Path, is_main: bool, step: int, wandb_id: str):
+    `check` raises UserError where this run may not write any more.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        is_main: bool,
+        step: int,
+        wandb_id: str,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self.check = check
         self.config, self.directory, self.is_main = config, directory, is_main
         self.wandb = None
         if not is_main:
@@ -92,6 +104,7 @@ class Tracker:
         """Leave only the wanted records in a file."""
         path = self.directory / name
         if path.exists():
+            self.check()
             kept = [record for record in read_json_lines(path) if wanted(record)]
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
@@ -152,6 +165,7 @@ class Tracker:
             write_atomically(folder / f"step-{step:08d}.txt", ("\n".join(lines) + "\n").encode())
 
     def _append(self, name: str, record: dict) -> None:
+        self.check()
         with open(self.directory / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

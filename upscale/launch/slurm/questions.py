@@ -2,7 +2,9 @@
 
 directory --config F [overrides]   the run directory of a training command, whose config is checked
 begin     --config F [overrides]   makes it and writes its config.yaml, unless the run has begun already
-shape     RUN_DIRECTORY            overrides that give another config the model of that run
+claim     RUN_DIRECTORY            keeps it for this job until that has ended; exit code 2 when it is another's
+shape     RUN_DIRECTORY --nodes N --ranks-per-node M --config F [overrides]
+                                   overrides that give this config the model of that run, so that it fits these GPUs
 """
 
 from __future__ import annotations
@@ -11,13 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from upscale.checkpoint import layout, run_directory
+from upscale.checkpoint import layout, lock
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.errors import UserError
-
-SHAPE_SECTIONS = ("model", "mup")
+from upscale.launch.slurm import shape
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,11 +32,19 @@ def main(arguments: list[str] | None = None) -> int:
             print(config.run.dir)
         else:
             begin(config)
+    elif question == "claim":
+        parser.add_argument("run", type=Path, metavar="RUN_DIRECTORY")
+        lock.claim(parser.parse_args(rest).run)
     elif question == "shape":
         parser.add_argument("run", type=Path, metavar="RUN_DIRECTORY")
-        print(*shape_of(parser.parse_args(rest).run))
+        parser.add_argument("--nodes", type=int, required=True, metavar="N")
+        parser.add_argument("--ranks-per-node", type=int, required=True, metavar="M")
+        command.add_config(parser)
+        options = parser.parse_intermixed_args(rest)
+        ranks = options.nodes, options.ranks_per_node
+        print(*shape.shape_of(options.run, *ranks, options.config, options.overrides))
     else:
-        raise UserError(f"{question!r}: must be directory, begin or shape")
+        raise UserError(f"{question!r}: must be directory, begin, claim or shape")
     return 0
 
 
@@ -44,13 +53,6 @@ def begin(config: Config) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         config_files.write(config, path)
-
-
-def shape_of(run: Path) -> list[str]:
-    """`section.key=value` for each key that a checkpoint's weights depend on."""
-    tree = config_files.as_tree(run_directory.read_config(run).resolved())
-    fixed = run_directory.FIXED_KEYS
-    return [f"{section}.{key}={tree[section][key]}" for section in SHAPE_SECTIONS for key in fixed[section]]
 
 
 if __name__ == "__main__":
