@@ -2,8 +2,8 @@
 
 A split is one string of bytes. It is cut into pieces of `piece_bytes`, and every `shard_pieces` pieces are one tar
 shard, each piece a webdataset sample `train-00000000.bin`. Since all headers are one tar block of 512 bytes and all
-pieces but a split's last are equally long, the place of any byte in its shard is arithmetic, and a shard can be mapped
-into memory as it is: nothing is unpacked. The index is written last, so a folder without one was never completed.
+pieces but a split's last are equally long, the place of any byte in its shard is arithmetic, and a shard is read as it
+is: nothing is unpacked. The index is written last, so a folder without one was never completed.
 """
 
 from __future__ import annotations
