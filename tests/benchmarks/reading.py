@@ -1,10 +1,10 @@
 """Measures ways to read random windows of a prepared corpus, against what the fastest shipped config needs.
 
 Compared, on the same windows: one `pread` each from the tar shards as they are (what `Windows` does), the shards mapped
-into memory, the split unpacked into one flat file and mapped, and webdataset's random access, which fetches the whole 64 KiB sample around a window.
-That last one is the package `wids`, which webdataset has had up to version 0.2.111 and not since; without it a
-member-by-member read through the same offsets stands for it. The need is derived, not measured: instances a second of
-width 384 with all blocks awake, if an H200 ran it at its data sheet's peak, times 20.
+into memory, the split unpacked into one flat file and mapped, and webdataset's random access, which fetches the whole
+64 KiB sample around a window. That last one is the package `wids`, which webdataset has had up to version 0.2.111 and
+not since; without it a member-by-member read through the same offsets stands for it. The need is derived, not measured:
+instances a second of width 384 with all blocks awake, if an H200 ran it at its data sheet's peak, times 20.
 
     python tests/benchmarks/reading.py [--megabytes 200] [--instances 200000] [--repeats 5] [--to FILE]
 """

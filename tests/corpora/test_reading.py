@@ -169,7 +169,7 @@ def test_a_read_only_folder_is_enough(folder):
 
 @pytest.mark.parametrize("damage", ["cut", "cut at a shard's end", "a folder"])
 def test_a_shard_that_goes_bad_while_it_is_read_is_named(folder, damage):
-    """A real truncation after the check, which would end a process that has mapped the file; and an error of reading."""
+    """A real truncation after the check, which ends a process that has mapped the file; and an error of reading."""
     windows = Windows.open([folder], context=16, seed=0)
     windows.rows(torch.arange(10))
     for file in sorted(folder.glob("train-*.tar")):

@@ -35,6 +35,7 @@ MACOS_PREFIX = b"._"
 LONG_HEADER_BYTES = 1 << 20
 """The longest names and pax records that are read; tarfile holds a whole record in memory."""
 LINK_BYTES = 4096
+ZIP_UTF8 = 0x800
 TAR_VOLUME = b"M"
 PAX_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
@@ -54,8 +55,9 @@ class Entry:
 def entries(path: Path, progress: Progress, wanted: Wanted = lambda name: True) -> Iterator[Entry]:
     """The regular files of a folder or an archive, or a single text; each stream is to be read before the next entry.
 
-    Symbolic links, LEFT_OUT and `._*` are left out. Files whose names differ in case only are two. Raises UserError when something is damaged, truncated,
-    empty, not to be read, a web page, or an archive with paths or links that lead out of it.
+    Symbolic links, LEFT_OUT and `._*` are left out. Files whose names differ in case only are two. Raises UserError
+    when something is damaged, truncated, empty, not to be read, no text, or an archive with paths or links that lead
+    out of it.
     """
 
     def kept(name: bytes) -> bool:
@@ -205,8 +207,8 @@ def _check_nothing_follows(path: Path, stream: io.BufferedReader) -> None:
     while block := stream.read(BUFFER_BYTES):
         if block.count(0) < len(block):
             raise UserError(
-                f"{path} goes on after a tar's end mark, as tars that were joined by `cat` do: pass them one at a time, "
-                "or join them with `tar --concatenate`"
+                f"{path} goes on after a tar's end mark, as tars joined by `cat` do: pass them one at a time, or join "
+                "them with `tar --concatenate`"
             )
 
 
@@ -215,7 +217,7 @@ def _zip_entries(path: Path, progress: Progress, wanted: Wanted) -> Iterator[Ent
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                name = _safe(path, member.filename)
+                name = _safe(path, _zip_name(member))
                 symbolic = (member.external_attr >> 16) & 0o170000 == 0o120000
                 if symbolic or (not member.is_dir() and wanted(name)):
                     with _opened(path, archive, member) as content:
@@ -226,6 +228,14 @@ def _zip_entries(path: Path, progress: Progress, wanted: Wanted) -> Iterator[Ent
                 progress(member.compress_size)
     except UNREADABLE as error:
         raise damaged(path, error) from None
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """A member's path. Most programs write it in UTF-8 without saying so, which zipfile takes for code page 437."""
+    try:
+        return member.filename if member.flag_bits & ZIP_UTF8 else member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
 
 
 def _opened(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo):
