@@ -261,7 +261,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs_are_refused(tmp_path, monkeypatch, kind):
-    """Small files that give more than a hundred times their size, with the limit below which all is allowed at 1 MiB."""
+    """Small files that give over a hundred times their size; the limit below which all is allowed is 1 MiB here."""
     monkeypatch.setattr(unpacking, "ALWAYS_ALLOWED_BYTES", MIB)
     (tmp_path / "bomb").write_bytes(BOMBS[kind]())
     with pytest.raises(UserError, match="over 100 times its size: it is no text"):

@@ -129,7 +129,8 @@ def save(folder: Path, config: Config, step: int, instances: int, milestone: boo
     path = manifest.step_folder(folder, step)
     path.mkdir(exist_ok=True)
     content = {"step": step, "counters": {"step": step, "instances": instances}, "milestone": milestone}
-    manifest.write(path, {**content, "world_size": size, "files": {}, "config": config_files.as_tree(config)})
+    content |= {"world_size": size, "files": {}, "pieces": {}, "lanes": {}}
+    manifest.write(path, {**content, "config": config_files.as_tree(config)})
 
 
 def main() -> int:
