@@ -41,21 +41,38 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text stands for; raises ValueError, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text is the name of a file in a folder, and no path that leads elsewhere."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
 def read_json_lines(path: Path) -> Iterator[dict]:
     """The objects of a .jsonl file; a last line that was cut off while being written is left out.
 
-    Raises ValueError naming file and line for any other line that is not a JSON object.
+    Raises ValueError naming file and line for any other line that is not a JSON object, and the file if it is no text.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = parse_json(line)
+        except ValueError as error:
             if number == len(lines):
                 return
-            raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): {line[:80]!r}") from None
+            reason = getattr(error, "msg", error)
+            raise ValueError(f"{path}, line {number} is not JSON ({reason}): {line[:80]!r}") from None
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
         yield record
@@ -99,6 +116,10 @@ def _record(kind: type[Kind], line: dict, place: str) -> Kind:
         raise ValueError(f"{place}: the field {field} is {said}") from None
 
 
+MOST_NODES = 100_000
+"""The largest shipped config has about 100 values; a few lines of aliases can stand for billions."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 3e-4 is a number and a key given twice is an error."""
 
@@ -126,8 +147,32 @@ for _either in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text stands for; raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+    """The value that a YAML text stands for; raises yaml.YAMLError, also where aliases multiply or run in a circle."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded_nodes(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_NODES:,} values")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or an alias stands inside of what it names") from None
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        # as 2001-13-45, !!int x, or a list for a key
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def _expanded_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for when aliases are written out; RecursionError for a circle."""
+    if id(node) not in known:
+        children: list = [] if isinstance(node, yaml.ScalarNode) else list(node.value)
+        if isinstance(node, yaml.MappingNode):
+            children = [each for pair in children for each in pair]
+        known[id(node)] = 1 + sum(_expanded_nodes(child, known) for child in children)
+    return known[id(node)]
 
 
 def dump_yaml(tree: Any) -> str:

@@ -1,10 +1,10 @@
 """Measures ways to read random windows of a prepared corpus, against what the fastest shipped config needs.
 
-Compared, on the same windows: the tar shards mapped into memory as they are (what `Windows` does), the split unpacked
-into one flat file and mapped, and webdataset's random access, which fetches the whole 64 KiB sample around a window.
-That last one is the package `wids`, which webdataset has had up to version 0.2.111 and not since; without it a
-member-by-member read through the same offsets stands for it. The need is derived, not measured: instances a second of
-width 384 with all blocks awake, if an H200 ran it at its data sheet's peak, times 20.
+Compared, on the same windows: one `pread` each from the tar shards as they are (what `Windows` does), the shards mapped
+into memory, the split unpacked into one flat file and mapped, and webdataset's random access, which fetches the whole
+64 KiB sample around a window. That last one is the package `wids`, which webdataset has had up to version 0.2.111 and
+not since; without it a member-by-member read through the same offsets stands for it. The need is derived, not measured:
+instances a second of width 384 with all blocks awake, if an H200 ran it at its data sheet's peak, times 20.
 
     python tests/benchmarks/reading.py [--megabytes 200] [--instances 200000] [--repeats 5] [--to FILE]
 """
@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import statistics
 import tempfile
 import time
 from array import array
@@ -35,6 +36,7 @@ from upscale.machine.gpus import DEVICES
 from upscale.model.costs import flops_per_token
 
 BATCH, FACTOR = 500, 20
+FAST = ("shards", "unpacked")
 ABOUT = {"corpus": "wp", "options": {}, "licence": "random bytes", "provenance": {"input": "random bytes"}}
 
 
@@ -84,6 +86,17 @@ def readers(corpus: Path, context: int) -> dict[str, Callable[[torch.Tensor], np
         rows[:] = np.frombuffer(b"".join(parts), np.uint8).reshape(len(rows), -1)
         return rows
 
+    maps = [memoryview(np.memmap(corpus / shard.file, np.uint8, "r")) for shard in split.description.splits["train"]]
+
+    def mapped(instances: torch.Tensor) -> np.ndarray:
+        starts = windows.places(instances)[1].numpy()
+        places = zip(*(column.tolist() for column in (starts, *split._place(starts))), strict=True)
+        parts = [
+            maps[shard][place : place + context + 1] if left > context else split.read(start, context + 1)
+            for start, shard, place, left in places
+        ]
+        return np.frombuffer(b"".join(parts), np.uint8).reshape(len(instances), -1)
+
     sample = _wids(corpus, split) or _members(corpus, split)
 
     def by_sample(instances: torch.Tensor) -> np.ndarray:
@@ -97,7 +110,8 @@ def readers(corpus: Path, context: int) -> dict[str, Callable[[torch.Tensor], np
         return rows
 
     return {
-        "shards mapped": lambda instances: windows.rows(instances).numpy(),
+        "shards read": lambda instances: windows.rows(instances).numpy(),
+        "shards mapped": mapped,
         "unpacked and mapped": unpacked,
         sample.__doc__: by_sample,
     }
@@ -151,7 +165,7 @@ def measure(megabytes: int, instances: int, repeats: int) -> dict[str, object]:
             expected = None
             for name, read in ways.items():
                 # the slow way reads fewer, so that all can be repeated
-                count = instances if "mapped" in name else instances // 20
+                count = instances if name.startswith(FAST) else instances // 20
                 rows, started = None, time.perf_counter()
                 for start in range(0, count, BATCH):
                     rows = read(torch.arange(start, start + BATCH) + repeat * instances)
@@ -169,6 +183,9 @@ def measure(megabytes: int, instances: int, repeats: int) -> dict[str, object]:
         "needed": need,
         "opening_with_hashes_seconds": opening,
         "instances_per_second": found,
+        "read_over_mapped": statistics.median(
+            read / mapped for read, mapped in zip(rates["shards read"], rates["shards mapped"], strict=True)
+        ),
         "times_the_need": {
             name: values["median"] / need["instances_per_second_needed"] for name, values in found.items()
         },
@@ -189,6 +206,7 @@ def table(result: dict) -> str:
     for name, values in result["instances_per_second"].items():
         numbers = "".join(f"{values[key]:12,.0f}" for key in ("median", "lowest", "highest"))
         lines.append(f"{name:40}{numbers}{result['times_the_need'][name]:11.2f} x")
+    lines.append(f"reading over mapping, median of turns: {result['read_over_mapped']:.2f}")
     return "\n".join(lines)
 
 

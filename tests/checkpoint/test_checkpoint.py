@@ -43,6 +43,10 @@ def fragments(world: World, replicated: bool = False, fill: bool = True) -> list
     return found
 
 
+def content_of(step: int) -> dict:
+    return {"counters": {"step": step, "instances": 0}, "milestone": False}
+
+
 def lanes(world: World) -> dict[int, torch.Tensor]:
     return {lane: torch.full((2, 5), lane, dtype=torch.uint8) for lane in range(world.rank, 4, world.size)}
 
@@ -52,7 +56,7 @@ def save(
 ) -> str | None:
     writer = Writer(folder, world, keep, asynchronous=True)
     for step in steps:
-        content = {"counters": {"step": step}, "milestone": step in milestones}
+        content = content_of(step) | {"milestone": step in milestones}
         writer.save(snapshot(step, fragments(world, replicated=step % 2 == 0), lanes(world), content))
     writer.wait()
     return writer.failure
@@ -168,7 +172,7 @@ def fail_on_one_rank(world: World, folder: Path) -> tuple[str | None, str | None
     for step in (1, 3, 5):
         if world.rank == 1:
             module.save_file = disk_full if step == 3 else original
-        writer.save(snapshot(step, fragments(world), lanes(world), {"counters": {"step": step}}))
+        writer.save(snapshot(step, fragments(world), lanes(world), content_of(step)))
         writer.wait()
         failures.append(writer.failure)
     return tuple(failures)
@@ -196,7 +200,7 @@ def test_a_real_full_disk(tmp_path):
         assert save(World.single(), tmp_path, (1,)) is None
         big = Fragment("matrix", 0, {state: torch.zeros(100_000) for state in STATES})
         writer = Writer(tmp_path, World.single(), 3, asynchronous=False)
-        writer.save(snapshot(2, [big], {}, {"counters": {"step": 2}}))
+        writer.save(snapshot(2, [big], {}, content_of(2)))
         assert "rank 0" in writer.failure
         assert load(World.single(), tmp_path) == ([], 1)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001"]

@@ -42,8 +42,9 @@ def run(tmp_path: Path) -> Path:
     for step in (3, 5, 6):
         path = manifest.step_folder(tmp_path / "checkpoints", step)
         path.mkdir(parents=True)
-        content = {"counters": {"step": step, "instances": 12 * step}, "milestone": step != 5, "files": {}}
-        manifest.write(path, {"step": step, **content, "config": config_files.as_tree(config)})
+        content = {"counters": {"step": step, "instances": 12 * step}, "milestone": step != 5, "world_size": 2}
+        lists = {"files": {}, "pieces": {}, "lanes": {}}
+        manifest.write(path, {"step": step, **content, **lists, "config": config_files.as_tree(config)})
     manifest.step_folder(tmp_path / "checkpoints", 7).mkdir()
     return tmp_path
 

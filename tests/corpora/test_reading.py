@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ import torch
 from tests.corpora.small import corpus, text
 from tests.reference.philox import word
 from upscale.corpora.shards import index
-from upscale.corpora.shards.reading import Corpus, Windows
-from upscale.errors import UserError
+from upscale.corpora.shards.reading import Corpus, Split, Windows
+from upscale.errors import RunError, UserError
 from upscale.randomness.streams import Purpose
 
 SIZES = {"train": 1234, "validation": 300, "test": 7}
@@ -163,3 +165,52 @@ def test_a_read_only_folder_is_enough(folder):
     before = {path.name: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]}
     Windows.open([folder], context=16, seed=0).rows(torch.arange(50))
     assert {path.name: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]} == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut at a shard's end", "a folder"])
+def test_a_shard_that_goes_bad_while_it_is_read_is_named(folder, damage):
+    """A real truncation after the check, which ends a process that has mapped the file; and an error of reading."""
+    windows = Windows.open([folder], context=16, seed=0)
+    windows.rows(torch.arange(10))
+    for file in sorted(folder.glob("train-*.tar")):
+        if damage == "a folder":
+            file.unlink()
+            file.mkdir()
+            windows = Windows([Split(folder, index.read(folder), "train")], [1], context=16, seed=0)
+        else:
+            os.truncate(file, 700 if damage == "cut" else 0)
+    with pytest.raises(
+        RunError, match=r"train-0000\d.tar (was cut while in use: it ends before byte|cannot be opened: Is a dir)"
+    ):
+        windows.rows(torch.arange(200))
+
+
+def test_a_corpus_of_more_shards_than_files_may_be_open(tmp_path):
+    """With a limit of 32 files, as `ulimit -S -n 32` sets it, and 60 shards: it is raised; a hard one is named."""
+    corpus(
+        tmp_path / "wp", CONTENT, {"train": len(CONTENT), "validation": 0, "test": 0}, piece_bytes=13, shard_pieces=2
+    )
+    program = """if True:
+        import resource, sys
+        import numpy as np
+        from upscale.corpora.shards.reading import Corpus
+        from upscale.errors import RunError
+        split = Corpus.open(sys.argv[1]).splits["train"]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, int(sys.argv[2])))
+        try:
+            print(split.read(0, len(split)).hex())
+        except RunError as error:
+            print(error)
+    """
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "wp", limit],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout.strip()
+        for limit in ("2000", "32")
+    ]
+    assert said[0] == CONTENT.hex()
+    assert "cannot be opened: Too many open files" in said[1]

@@ -148,7 +148,8 @@ def save(folder: Path, config: dict, step: int, instances: int, milestone: bool,
     path = manifest.step_folder(folder, step)
     path.mkdir(exist_ok=True)
     content = {"step": step, "counters": {"step": step, "instances": instances}, "milestone": milestone}
-    manifest.write(path, {**content, "world_size": size, "files": {}, "config": config})
+    content |= {"world_size": size, "files": {}, "pieces": {}, "lanes": {}}
+    manifest.write(path, {**content, "config": config})
 
 
 def main() -> int:

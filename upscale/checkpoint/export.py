@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from upscale.checkpoint import layout, manifest
 from upscale.checkpoint.reader import Reader, whole_parameters
 from upscale.config import Config
 from upscale.config import files as config_files
+from upscale.config.schema import problems_between_sections
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.model import parametrization
+from upscale.files import parse_json
+from upscale.model import costs, parametrization
 from upscale.model.transformer import Transformer
 from upscale.model.weights import materialize
 
@@ -37,11 +40,21 @@ def load_model(run: Path, config: Config, step: int | None, world: World) -> tup
             found = path, manifest.verify(path, world)
         if not found:
             raise UserError(f"{run} has no valid checkpoint yet; steps found: {manifest.steps(folder) or 'none'}")
+        _check_size(*found, config)
         model = materialize(parametrization.build(config, "meta"), world.device)
         Reader(*found).load(whole_parameters(model), ("weight",))
     except manifest.InvalidCheckpoint as error:
         raise UserError(f"{error}. Steps in {folder}: {manifest.steps(folder) or 'none'}") from None
     return model.eval(), found[1]["counters"]
+
+
+def _check_size(path: Path, content: dict, config: Config) -> None:
+    """Before a model is made: a config beside other checkpoints may ask for any size."""
+    held = sum(piece["length"] for pieces in content["pieces"].values() for piece in pieces)
+    if held != costs.parameters(config.model):
+        raise UserError(
+            f"{path} holds {held:,} parameters, but the run's config has {costs.parameters(config.model):,}"
+        )
 
 
 def export(run: Path, config: Config, step: int | None, to: Path) -> dict:
@@ -72,21 +85,42 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Transformer:
     """The model of an exported file, in eval mode on one device, without DeepSpeed or a process group.
 
     `model(tokens)` with tokens (rows, positions) gives logits (rows, positions, vocabulary). Blocks that had not woken
-    have a gate of zero and change nothing. Raises UserError for a file that `export` did not write.
+    have a gate of zero and change nothing. Raises UserError for a file that `export` did not write, before a model of
+    another size than the file's is made.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise UserError(f"{path} was not written by `upscale export`: its metadata has no format {FORMAT}")
-            config = Config.model_validate(json.loads(metadata["config"]))
+        with safe_open(path, framework="pt", backend="pread") as file:
+            names = list(file.keys())
+            config = config_of(path, file.metadata())
+            held, expected = _numbers(file, names), costs.parameters(config.model)
+            if held != expected:
+                raise UserError(f"{path} holds {held:,} numbers, but a model of its config has {expected:,}")
+            multiplier = parametrization.output_multiplier(config.model, config.mup)
+            if (found := float(file.metadata()["output_multiplier"])) != multiplier:
+                raise UserError(f"{path}: output multiplier {found} does not fit its config ({multiplier})")
             with torch.device("meta"):
-                model = Transformer(config.model, float(metadata["output_multiplier"]), config.engine.in_bfloat16)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            model.load_state_dict(tensors, assign=True)
-    except (OSError, SafetensorError) as error:
+                model = Transformer(config.model, multiplier, config.engine.in_bfloat16)
+            model.load_state_dict({name: file.get_tensor(name) for name in names}, assign=True)
+    except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:  # another model's tensors, too
         raise UserError(f"cannot load {path}: {error}") from None
-    expected = parametrization.output_multiplier(config.model, config.mup)
-    if model.output_multiplier != expected:
-        raise UserError(f"{path}: output multiplier {model.output_multiplier} does not fit its config ({expected})")
     return model.to(device).eval()
+
+
+def _numbers(file: safe_open, names: list[str]) -> int:
+    return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+
+
+def config_of(path: str | Path, metadata: dict[str, str] | None) -> Config:
+    """The config in an exported file's metadata; raises UserError where there is none, or one that is none."""
+    metadata = metadata or {}
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by `upscale export`: its metadata has no format {FORMAT}")
+    try:
+        int(metadata["step"]), int(metadata["instances"])
+        config = Config.model_validate(parse_json(metadata["config"]))
+        problems = problems_between_sections({name: getattr(config, name) for name in Config.model_fields})
+        if problems:
+            raise ValueError("; ".join(f"{key}: {message}" for key, message in problems))
+        return config.resolved()
+    except (LookupError, ValueError, ArithmeticError) as error:
+        raise UserError(f"the config in {path} cannot be read: {error}") from None

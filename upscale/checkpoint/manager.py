@@ -119,15 +119,12 @@ class Saver:
         notes: list[str] = []
         found = manifest.newest_valid(self.folder, self.world, notes.append)
         if found:
-            reader = self._load_engine(*found)
-            content = reader.content
-            self.lanes.load_state(
-                {
-                    "buffers": torch.stack([reader.lane(lane) for lane in self.lanes.lanes]),
-                    "rounds": torch.tensor([content["rounds"][str(lane)] for lane in self.lanes.lanes]),
-                }
-            )
-            counters = Counters(**content["counters"])
+            content = found[1]
+            try:
+                counters = _counters(*found)
+                self._load_lanes(self._load_engine(*found))
+            except manifest.InvalidCheckpoint as error:  # whole, but not of this config or version
+                raise UserError(f"{error}. Restore another step, or start a new run with another run.name.") from None
             world = content["world_size"]
             note = f"resumed from {found[0]}: step {counters.step:,}, {counters.instances:,} instances"
             if (methods := content.get("methods", [self.lanes.method])) != [self.lanes.method]:
@@ -159,7 +156,16 @@ class Saver:
         found = manifest.newest_valid(self.folder, self.world, notes.append)
         if not found:
             return None, notes
-        return Counters(**self._load_engine(*found).content["counters"]), notes
+        self._load_engine(*found)
+        return _counters(*found), notes
+
+    def _load_lanes(self, reader: Reader) -> None:
+        try:
+            buffers = torch.stack([reader.lane(lane) for lane in self.lanes.lanes])
+            rounds = [reader.content["rounds"][str(lane)] for lane in self.lanes.lanes]
+            self.lanes.load_state({"buffers": buffers, "rounds": torch.tensor(rounds)})
+        except (RuntimeError, KeyError) as error:  # buffers of another shape; a lane without its count
+            raise manifest.InvalidCheckpoint(f"the lanes in {reader.path} do not fit: {error}") from None
 
     def _load_engine(self, path: Path, content: dict) -> Reader:
         reader = Reader(path, content)
@@ -175,3 +181,9 @@ def steps_taken(content: dict) -> dict[int | str, int]:
         freeze = content["config"].get("optimizer", {}).get("freeze", [])
         found.update({f"{group}/{part}": 0 for group in list(found) for part in freeze})
     return found
+
+
+def _counters(path: Path, content: dict) -> Counters:
+    if unknown := sorted(set(content["counters"]) - set(Counters.__dataclass_fields__)):
+        raise manifest.InvalidCheckpoint(f"{path} is of a newer version: it counts {', '.join(unknown)}")
+    return Counters(**content["counters"])

@@ -8,9 +8,11 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from upscale.files import write_atomically
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from upscale.files import is_plain_name, parse_json, write_atomically
 
 if TYPE_CHECKING:  # commands that only look at files start without torch
     from upscale.distributed.world import World
@@ -58,9 +60,10 @@ def write(path: Path, content: dict) -> None:
 
 
 def read(path: Path) -> dict:
-    """The manifest of a step's folder; raises InvalidCheckpoint when it is missing, damaged or of another format."""
+    """The manifest of a step's folder; raises InvalidCheckpoint when it is missing, damaged, of another format
+    or contradicts itself."""
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
+        content = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise InvalidCheckpoint(f"{path} has no {MANIFEST}: it was never completed") from None
     except (OSError, ValueError) as error:
@@ -69,7 +72,80 @@ def read(path: Path) -> dict:
         raise InvalidCheckpoint(f"{path / MANIFEST} is not of the format {FORMAT}")
     if content.get("checksum") != _checksum(content):
         raise InvalidCheckpoint(f"{path / MANIFEST} is damaged: its checksum does not match")
+    try:
+        _FORM.validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+        raise InvalidCheckpoint(f"{path / MANIFEST} is not of its form: {wrong}") from None
+    if problem := _contradiction(content):
+        raise InvalidCheckpoint(f"{path / MANIFEST} contradicts itself: {problem}")
     return content
+
+
+class _Form(BaseModel):
+    """What is read of a manifest by name; later versions may add to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+NotNegative = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _File(_Form):
+    bytes: NotNegative
+    blake2b: str
+
+
+class _Piece(_Form):
+    file: str
+    offset: NotNegative
+    length: NotNegative
+
+
+class _Counters(_Form):
+    step: NotNegative
+    instances: NotNegative
+    skipped_steps: NotNegative = 0
+    recent_losses: list[float] = []
+    spikes: list[dict] = []
+    evaluation_owed: bool = False
+    wandb_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "none"
+
+
+class _Manifest(_Form):
+    step: NotNegative
+    counters: _Counters
+    milestone: bool
+    files: dict[str, _File]
+    pieces: dict[str, list[_Piece]]
+    lanes: dict[str, str]
+    world_size: Annotated[int, Field(ge=1)] = 1
+    steps_taken: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], NotNegative] = {}
+    rounds: dict[str, NotNegative] = {}
+    methods: list[str] = []
+    config: dict = {}
+
+
+_FORM = TypeAdapter(_Manifest)
+
+
+def _contradiction(content: dict) -> str | None:
+    """What is wrong with a manifest: files outside of its folder or without a hash, pieces that lie over each other."""
+    files = content["files"]
+    if strange := [name for name in files if not is_plain_name(name)]:
+        return f"{strange[0]!r} is not the name of a file in its folder"
+    named = {piece["file"] for pieces in content["pieces"].values() for piece in pieces} | set(
+        content["lanes"].values()
+    )
+    if unknown := sorted(named - set(files)):
+        return f"{unknown[0]!r} is not among its files"
+    for name, pieces in content["pieces"].items():
+        end = 0
+        for piece in sorted(pieces, key=lambda piece: piece["offset"]):
+            if piece["offset"] < end:
+                return f"pieces of {name!r} lie over each other"
+            end = piece["offset"] + piece["length"]
+    return None
 
 
 def file_problem(path: Path, expected: dict) -> str | None:

@@ -13,7 +13,10 @@ from upscale.engines import Fragment
 
 
 class Reader:
-    """One valid step; `content` is its manifest. Files are opened once and read by range, never as a whole."""
+    """One valid step; `content` is its manifest. Files are opened once and read by range, never as a whole.
+
+    They are read, not mapped: a mapped file that is cut meanwhile ends the process by SIGBUS without a word.
+    """
 
     def __init__(self, path: Path, content: dict):
         self.path, self.content = path, content
@@ -22,8 +25,8 @@ class Reader:
     def _file(self, name: str):
         if name not in self._open:
             try:
-                self._open[name] = safe_open(self.path / name, framework="pt")
-            except SafetensorError as error:
+                self._open[name] = safe_open(self.path / name, framework="pt", backend="pread")
+            except (OSError, SafetensorError) as error:
                 raise InvalidCheckpoint(f"{self.path / name} is not a safetensors file: {error}") from None
         return self._open[name]
 
@@ -43,18 +46,32 @@ class Reader:
             begin = max(offset, piece["offset"])
             end = min(offset + target.numel(), piece["offset"] + piece["length"])
             if begin < end:
-                saved = self._file(piece["file"]).get_slice(f"{state}/{name}")
-                target[begin - offset : end - offset] = saved[begin - piece["offset"] : end - piece["offset"]]
+                saved = self._range(piece, f"{state}/{name}", begin - piece["offset"], end - piece["offset"])
+                target[begin - offset : end - offset] = saved
                 missing -= end - begin
         if missing:
             raise InvalidCheckpoint(f"{self.path} lacks {missing} of {target.numel()} elements of {state} of {name!r}")
+
+    def _range(self, piece: dict, key: str, begin: int, end: int) -> torch.Tensor:
+        file = self._file(piece["file"])
+        try:
+            saved = file.get_slice(key)
+            held, said = (saved.get_dtype(), saved.get_shape()), ("F32", [piece["length"]])
+            if held != said:
+                raise InvalidCheckpoint(f"{self.path / piece['file']} holds {key!r} as {held}, not as {said}")
+            return saved[begin:end]
+        except SafetensorError as error:
+            raise InvalidCheckpoint(f"{key!r} cannot be read from {self.path / piece['file']}: {error}") from None
 
     def lane(self, lane: int) -> torch.Tensor:
         """A lane's buffer (buffer rows, context + 1)."""
         name = self.content["lanes"].get(str(lane))
         if name is None:
             raise InvalidCheckpoint(f"{self.path} has no lane {lane}")
-        return self._file(name).get_tensor(str(lane))
+        try:
+            return self._file(name).get_tensor(str(lane))
+        except SafetensorError as error:
+            raise InvalidCheckpoint(f"lane {lane} cannot be read from {self.path / name}: {error}") from None
 
 
 def whole_parameters(model: torch.nn.Module) -> list[Fragment]:

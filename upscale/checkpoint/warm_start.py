@@ -6,7 +6,6 @@ before a model is built.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,9 +50,9 @@ class Initialization:
         if self.is_file:
             self.metadata = _metadata(self.path)
             try:
-                self.source = Config.model_validate(json.loads(self.metadata["config"]))
-            except ValueError as error:  # of another version
-                raise UserError(f"init.from: the config in {self.path} cannot be read: {error}") from None
+                self.source = export.config_of(self.path, self.metadata)
+            except UserError as error:
+                raise UserError(f"init.from: {error}") from None
             if config.init.step not in ("newest", int(self.metadata["step"])):
                 raise UserError(
                     f"init.step = {config.init.step}, but the file {self.path} holds step {self.metadata['step']}. "
@@ -176,7 +175,7 @@ def _setting(config: Config, key: str) -> Any:
 
 def _metadata(path: Path) -> dict[str, str]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend="pread") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -194,9 +193,9 @@ def _metadata(path: Path) -> dict[str, str]:
 def _load_file(path: Path, fragments: Iterable[Fragment]) -> None:
     """Each fragment's range of its parameter; one whole parameter at a time is in memory."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend="pread") as file:
             for fragment in fragments:
                 weight = fragment.tensors["weight"]
                 weight.copy_(file.get_tensor(fragment.name).view(-1)[fragment.offset : fragment.offset + len(weight)])
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # a tensor that is not there, or of another size
         raise UserError(f"init.from: {path} cannot be read: {error}") from None

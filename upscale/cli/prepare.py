@@ -97,6 +97,6 @@ def _bytes(text: str) -> int | str:
 
 def _summary(folder: Path, written: Index) -> str:
     sizes = {split: written.split_bytes(split) for split in written.splits}
-    lines = [f"{folder}: {written.corpus}, {sum(sizes.values()):,} bytes from {written.provenance['input']}"]
+    lines = [f"{folder}: {written.corpus}, {sum(sizes.values()):,} bytes from {written.provenance.get('input')}"]
     lines += [f"  {split:11}{size:>16,} bytes {len(written.splits[split]):>6} shards" for split, size in sizes.items()]
     return "\n".join([*lines, f"  licence: {written.licence}"])

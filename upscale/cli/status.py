@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from upscale.checkpoint import layout, manifest
-from upscale.console.text import duration
+from upscale.console.text import duration, harmless
+from upscale.errors import UserError
 from upscale.files import read_json_lines
 from upscale.launch.slurm import followups
 from upscale.training.record import read_steps
@@ -32,10 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that training writes")
     run = parser.parse_args(arguments).run
     config = layout.config_tree(run)
-    facts = {**progress(run, config), **cluster(run), "checkpoints": checkpoints(run), "follow-up jobs": jobs(run)}
+    try:
+        facts = {**progress(run, config), **cluster(run), "checkpoints": checkpoints(run), "follow-up jobs": jobs(run)}
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # files that no run wrote, or damaged ones
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"the files of {run} are damaged or of another version and cannot be read: {what}") from None
     width = max(map(len, facts))
     for name, value in facts.items():
-        first, *rest = [value] if isinstance(value, str) else value or ["none"]
+        first, *rest = [harmless(text) for text in ([value] if isinstance(value, str) else value or ["none"])]
         print(f"{name.ljust(width)}  {first}", *(f"{' ' * width}  {line}" for line in rest), sep="\n")
     return 0
 

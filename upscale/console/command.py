@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from upscale.console.text import harmless
 from upscale.errors import (
     INTERRUPTED_EXIT_CODE,
     RUN_ERROR_EXIT_CODE,
@@ -83,7 +84,7 @@ def _let_the_first_rank_speak() -> None:
 
 def _complain(text: str) -> None:
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(harmless(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return
 

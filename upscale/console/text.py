@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -19,6 +20,15 @@ def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int
     output = io.StringIO()
     Console(file=output, width=10_000, color_system=None, markup=False, highlight=False).print(drawn)
     return "\n".join(line.rstrip() for line in output.getvalue().rstrip("\n").split("\n"))
+
+
+def harmless(text: str) -> str:
+    """A text that a terminal shows and does not obey: control characters but tabs and ends of lines, marks that turn
+    the direction of writing, and halves of surrogate pairs are written as \\x1b, \\u202e."""
+    return _COMMANDS.sub(lambda found: found[0].encode("ascii", "backslashreplace").decode(), text)
+
+
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def duration(seconds: float) -> str:

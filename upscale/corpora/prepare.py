@@ -98,9 +98,10 @@ def _already_there(request: Request) -> index.Index:
     found = index.read(request.to)
     given = request.source and _name(request.source)
     same = (found.corpus, found.options) == (request.recipe.kind, request.recipe.options())
-    if not same or given not in (None, found.provenance["input"]):
+    made_from = found.provenance.get("input")
+    if not same or given not in (None, made_from):
         raise UserError(
-            f"{request.to} already holds {found.corpus} with {found.options}, made from {found.provenance['input']}. "
+            f"{request.to} already holds {found.corpus} with {found.options}, made from {made_from}. "
             "Choose another --to, or delete it."
         )
     shards = [shard for shards in found.splits.values() for shard in shards]

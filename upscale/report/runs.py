@@ -140,7 +140,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _number(given: Any) -> float:
     """A finite number as it is; NaN for null, for text and for an infinity, which no plot and no table can place."""
-    return float(given) if isinstance(given, (int, float)) and math.isfinite(given) else math.nan
+    try:
+        return float(given) if isinstance(given, (int, float)) and math.isfinite(given) else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        return math.nan
 
 
 def _name(path: Path, config: dict[str, Any]) -> str:

@@ -15,9 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from upscale.corpora.archives import forms
 from upscale.corpora.archives.unpacking import (
     BUFFER_BYTES,
     UNREADABLE,
+    Allowance,
     Counted,
     Guarded,
     Progress,
@@ -27,11 +29,15 @@ from upscale.corpora.archives.unpacking import (
 )
 from upscale.errors import UserError
 
-TAR_END = bytes(1024)
-TAR_MAGIC, TAR_MAGIC_PLACE = b"ustar", 257
-ZIP_BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")
-VERSION_CONTROL = b".git"
-HTML_BEGINNINGS = (b"<!doctype html", b"<html")
+LEFT_OUT = (b".git", b"__MACOSX")
+"""Version control's own files, and what macOS writes beside the files themselves into its zips."""
+MACOS_PREFIX = b"._"
+LONG_HEADER_BYTES = 1 << 20
+"""The longest names and pax records that are read; tarfile holds a whole record in memory."""
+LINK_BYTES = 4096
+ZIP_UTF8 = 0x800
+TAR_VOLUME = b"M"
+PAX_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 Wanted = Callable[[bytes], bool]
 
@@ -49,12 +55,14 @@ class Entry:
 def entries(path: Path, progress: Progress, wanted: Wanted = lambda name: True) -> Iterator[Entry]:
     """The regular files of a folder or an archive, or a single text; each stream is to be read before the next entry.
 
-    Symbolic links and version control's own files are left out. Raises UserError when something is damaged, truncated,
-    empty, not to be read, a web page, or an archive with paths or links that lead out of it.
+    Symbolic links, LEFT_OUT and `._*` are left out. Files whose names differ in case only are two. Raises UserError
+    when something is damaged, truncated, empty, not to be read, no text, or an archive with paths or links that lead
+    out of it.
     """
 
     def kept(name: bytes) -> bool:
-        return wanted(name) and VERSION_CONTROL not in name.split(b"/")
+        parts = name.split(b"/")
+        return wanted(name) and not parts[-1].startswith(MACOS_PREFIX) and not any(part in LEFT_OUT for part in parts)
 
     if path.is_dir():
         yield from _walk(os.fsencode(path), b"", progress, kept)
@@ -74,10 +82,10 @@ def single_text(path: Path, progress: Progress) -> Iterator[io.BufferedReader]:
     found = None
     with closing(entries(path, progress)) as files:
         for entry in files:
-            if found is not None:
+            if found is not None or entry.stream is None:
                 raise UserError(
-                    f"{path} holds several files, among them {os.fsdecode(found)} and {os.fsdecode(entry.name)}: pass "
-                    "the one that is the text"
+                    f"{path} holds several files, among them {os.fsdecode(found or entry.link)} and "
+                    f"{os.fsdecode(entry.name)}: pass the one that is the text"
                 )
             found = entry.name
             yield _checked_text(path, entry.stream)
@@ -101,22 +109,30 @@ def _open(path: Path, progress: Progress) -> io.BufferedReader:
         raise cannot_read(path, error) from None
 
 
+def only_packed_file(path: Path) -> str | None:
+    """The name of an archive's one file, if that is packed or an archive itself."""
+    names, packed = [], False
+    with closing(entries(path, lambda _: None)) as files:
+        for entry in files:
+            names.append(os.fsdecode(entry.name))
+            if len(names) > 1 or entry.stream is None:
+                return None
+            head = entry.stream.peek(BUFFER_BYTES)
+            packed = bool(forms.packing(head) or forms.archive(head))
+    return names[0] if packed else None
+
+
 def _kind(stream: io.BufferedReader) -> str:
-    head = stream.peek(BUFFER_BYTES)
-    if stream.raw.packing is None and head.startswith(ZIP_BEGINNINGS):
-        return "zip"
-    return "tar" if head[TAR_MAGIC_PLACE:].startswith(TAR_MAGIC) else "text"
+    found = forms.archive(stream.peek(BUFFER_BYTES))
+    return "text" if found is None or (found == "zip" and stream.raw.packing) else found
 
 
 def _checked_text(path: Path, stream: io.BufferedReader) -> io.BufferedReader:
     head = stream.peek(BUFFER_BYTES)
     if not head:
         raise UserError(f"{path} is empty")
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:20].lower().startswith(HTML_BEGINNINGS):
-        raise UserError(
-            f"{path} is an HTML page, not the text: often the error or login page of a server, saved under the file's "
-            "name. Look at it, and download the file again."
-        )
+    if problem := forms.refusal(head):
+        raise UserError(f"{path} {problem}")
     return stream
 
 
@@ -129,7 +145,7 @@ def _walk(root: bytes, inside: bytes, progress: Progress, wanted: Wanted) -> Ite
         for child in children:
             name = posixpath.join(inside, child.name)
             if child.is_dir(follow_symlinks=False):
-                if child.name != VERSION_CONTROL:
+                if child.name not in LEFT_OUT:
                     yield from _walk(root, name, progress, wanted)
             elif child.is_file(follow_symlinks=False) and wanted(name):
                 content = Guarded(Counted(io.FileIO(child.path), progress), os.fsdecode(child.path), None)
@@ -139,47 +155,97 @@ def _walk(root: bytes, inside: bytes, progress: Progress, wanted: Wanted) -> Ite
         raise cannot_read(os.fsdecode(error.filename or folder), error) from None
 
 
+class _Header(tarfile.TarInfo):
+    """A tar's header; where tarfile would take a damaged or missing one for the end, and end in silence, it raises."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf == forms.TAR_END:
+                raise
+            raise tarfile.ReadError(f"{error} where a tar's header or end mark should be") from None
+        if header.size < 0 or (header.size > LONG_HEADER_BYTES and not _is_member(header)):
+            raise tarfile.ReadError(f"a header says that its {header.size:,} bytes are a name or a record")
+        return header
+
+
+def _is_member(header: tarfile.TarInfo) -> bool:
+    return header.type not in (*tarfile.GNU_TYPES, *PAX_TYPES) or header.type == tarfile.GNUTYPE_SPARSE
+
+
 def _tar_entries(path: Path, stream: io.BufferedReader, wanted: Wanted) -> Iterator[Entry]:
-    if stream.raw.packing is None:
-        _check_tar_end(path)
+    allowance = Allowance(path)  # sparse files give more than the tar holds
     try:
         # tarfile's own buffer stays small: it copies the rest of it at every header. Ours is below it.
-        with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(
+            fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape", tarinfo=_Header
+        ) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # else every header is kept, 100 MB of them for a kernel
                 name = _safe(path, member.name)
+                if member.type == TAR_VOLUME:
+                    raise UserError(
+                        f"{path} is one volume of a tar of several: unpack them together with `tar --multi-volume` and "
+                        "pass the folder"
+                    )
                 if member.issym() or member.islnk():
                     link = _safe_link(path, name, member.linkname, member.issym())
                     if member.islnk() and wanted(name):
                         yield Entry(name, None, link)
                 elif member.isreg() and wanted(name):
-                    content = Guarded(tar.extractfile(member), str(path), "tar")
+                    content = Guarded(tar.extractfile(member), str(path), "tar", allowance)
                     yield Entry(name, io.BufferedReader(content))
-    except tarfile.TarError as error:
+            _check_nothing_follows(path, stream)
+    except (*UNREADABLE, RecursionError) as error:
         raise damaged(path, error) from None
 
 
-def _check_tar_end(path: Path) -> None:
-    """A packed tar is checked by its packing; a plain one that was cut between two members only lacks its end mark."""
-    with open(path, "rb") as file:
-        file.seek(-min(len(TAR_END), path.stat().st_size), os.SEEK_END)
-        if file.read() != TAR_END:
-            raise damaged(path, EOFError("a tar's end mark is missing"))
+def _check_nothing_follows(path: Path, stream: io.BufferedReader) -> None:
+    """Read to the end: only then has a packing checked its sums. Tars are padded with zeros."""
+    while block := stream.read(BUFFER_BYTES):
+        if block.count(0) < len(block):
+            raise UserError(
+                f"{path} goes on after a tar's end mark, as tars joined by `cat` do: pass them one at a time, or join "
+                "them with `tar --concatenate`"
+            )
 
 
 def _zip_entries(path: Path, progress: Progress, wanted: Wanted) -> Iterator[Entry]:
+    allowance = Allowance(path)
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                name = _safe(path, member.filename)
-                if (member.external_attr >> 16) & 0o170000 == 0o120000:  # a symbolic link; its content is its target
-                    _safe_link(path, name, os.fsdecode(archive.read(member)), True)
-                elif not member.is_dir() and wanted(name):
-                    with archive.open(member) as content:
-                        yield Entry(name, io.BufferedReader(Guarded(content, str(path), "zip")))
+                name = _safe(path, _zip_name(member))
+                symbolic = (member.external_attr >> 16) & 0o170000 == 0o120000
+                if symbolic or (not member.is_dir() and wanted(name)):
+                    with _opened(path, archive, member) as content:
+                        if symbolic:  # its content is its target
+                            _safe_link(path, name, os.fsdecode(content.read(LINK_BYTES)), True)
+                        else:
+                            yield Entry(name, io.BufferedReader(Guarded(content, str(path), "zip", allowance)))
                 progress(member.compress_size)
     except UNREADABLE as error:
         raise damaged(path, error) from None
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """A member's path. Most programs write it in UTF-8 without saying so, which zipfile takes for code page 437."""
+    try:
+        return member.filename if member.flag_bits & ZIP_UTF8 else member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
+
+
+def _opened(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo):
+    advice = "Unpack it yourself and pass the folder or the text."
+    if member.flag_bits & 1:
+        raise UserError(f"{path} is encrypted: {member.filename!r} needs a password. {advice}")
+    try:
+        return archive.open(member)
+    except NotImplementedError as error:
+        raise UserError(f"{path} is packed in a way that is not read here ({error}). {advice}") from None
 
 
 def _safe(path: Path, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A file's content behind gzip, bzip2, xz, zstd or nothing, told apart by its first bytes, read as a stream."""
+"""A file's content behind gzip, bzip2, xz, lzma, zstd or nothing, told apart by its first bytes, read as a stream."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import queue
+import struct
 import sys
 import tarfile
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from upscale.corpora.archives import forms
 from upscale.errors import UserError
 
 if sys.version_info >= (3, 14):
@@ -26,14 +28,17 @@ else:
 
 BUFFER_BYTES = 1 << 20
 PREFETCHED_BLOCKS = 8
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 31}
 """Windows up to 2 GiB, which `zstd --long=31` writes, instead of 128 MiB."""
+LZMA_MEMORY_BYTES = 3 << 30
+"""What `xz` may ask for; its largest dictionary is 1.5 GiB."""
+LARGEST_RATIO, ALWAYS_ALLOWED_BYTES = 100, 1 << 30
+"""Texts pack to a tenth; a file that gives more than a hundred times its size, and more than 1 GiB, is no text."""
 UNREADABLE = (
     *(OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError),
-    *(tarfile.TarError, zipfile.BadZipFile, RuntimeError),
+    *(tarfile.TarError, zipfile.BadZipFile, RuntimeError, ValueError, ArithmeticError, LookupError, struct.error),
 )
-"""What the readers of packed files raise when those are damaged, truncated or encrypted."""
+"""What the readers of packed files raise when those are damaged or truncated."""
 
 Progress = Callable[[int], None]
 """Is told of bytes read."""
@@ -45,11 +50,28 @@ def cannot_read(path: str | Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read: {error.strerror or error}")
 
 
+class Allowance:
+    """Counts what an input gives, so that a small one that unpacks without end does not fill the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.given = path, 0
+        self.most = max(ALWAYS_ALLOWED_BYTES, LARGEST_RATIO * path.stat().st_size)
+
+    def __call__(self, count: int) -> None:
+        """Raises UserError when it is too much."""
+        self.given += count
+        if self.given > self.most:
+            raise UserError(
+                f"{self.path} gives more than {self.most:,} bytes, over {LARGEST_RATIO} times its size: it is no text, "
+                "but made to fill a disk. If you mean it, unpack it yourself and pass what it holds."
+            )
+
+
 class Guarded(io.RawIOBase):
     """A stream whose damage is the user's to repair: what goes wrong in reading is a UserError that names the file."""
 
-    def __init__(self, inner, path: str, packing: str | None) -> None:
-        self.inner, self.path, self.packing = inner, path, packing
+    def __init__(self, inner, path: str, packing: str | None, allowance: Allowance | None = None) -> None:
+        self.inner, self.path, self.packing, self.allowance = inner, path, packing, allowance
 
     def readable(self) -> bool:
         return True
@@ -60,6 +82,8 @@ class Guarded(io.RawIOBase):
         except UNREADABLE as error:
             raise damaged(self.path, error) from None
         buffer[: len(content)] = content
+        if self.allowance:
+            self.allowance(len(content))
         return len(content)
 
     def close(self) -> None:
@@ -91,23 +115,52 @@ class Counted(io.RawIOBase):
 
 
 def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
-    """A file's content behind gzip, bzip2, xz, zstd or nothing."""
+    """A file's content behind gzip, bzip2, xz, lzma, zstd or nothing; its `raw.packing` says which."""
     counted = Counted(io.FileIO(path), progress)
     raw = io.BufferedReader(counted, BUFFER_BYTES)
-    head = raw.peek(6)
-    if head.startswith(b"\x1f\x8b"):
-        inner, packing = gzip.GzipFile(fileobj=raw), "gzip"
-    elif head.startswith(b"BZh"):
-        inner, packing = bz2.BZ2File(raw), "bzip2"
-    elif head.startswith(b"\xfd7zXZ\x00"):
-        inner, packing = lzma.LZMAFile(raw), "xz"  # noqa: SIM115 (closed by the reader around it)
-    elif head.startswith(ZSTD_MAGIC):
-        inner, packing = zstd.ZstdFile(raw, options=ZSTD_OPTIONS), "zstd"
-    else:
-        inner, packing = raw, None
-    if packing is not None:
-        inner = _Prefetched(inner)
-    return io.BufferedReader(Guarded(inner, str(path), packing), BUFFER_BYTES)
+    packing = forms.packing(raw.peek(BUFFER_BYTES))
+    if packing is None:
+        return io.BufferedReader(Guarded(raw, str(path), None), BUFFER_BYTES)
+    inner = gzip.GzipFile(fileobj=raw) if packing == "gzip" else _Streams(raw, BEGINNINGS[packing])
+    return io.BufferedReader(Guarded(_Prefetched(inner), str(path), packing, Allowance(path)), BUFFER_BYTES)
+
+
+BEGINNINGS = {
+    "bzip2": bz2.BZ2Decompressor,
+    "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY_BYTES),
+    "lzma": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, LZMA_MEMORY_BYTES),
+    "zstd": lambda: zstd.ZstdDecompressor(options=ZSTD_OPTIONS),
+}
+
+
+class _Streams:
+    """What one or more packed streams hold, one after the other, as parallel packers write them, with zeros between.
+
+    The standard library's files take whatever they cannot read after a first stream for the end, so that all that
+    follows a damaged place would be missing without a word.
+    """
+
+    def __init__(self, file: io.BufferedReader, begin: Callable) -> None:
+        self.file, self.begin, self.stream = file, begin, begin()
+
+    def read(self, size: int) -> bytes:
+        while True:
+            if self.stream.eof:
+                given = self.stream.unused_data.lstrip(b"\0")
+                while not given and (block := self.file.read(BUFFER_BYTES)):
+                    given = block.lstrip(b"\0")
+                if not given:
+                    return b""
+                self.stream = self.begin()
+            else:
+                given = self.file.read(BUFFER_BYTES) if self.stream.needs_input else b""
+                if self.stream.needs_input and not given:
+                    raise EOFError("it ends inside a packed stream")
+            if content := self.stream.decompress(given, size):
+                return content
+
+    def close(self) -> None:
+        self.file.close()
 
 
 class _Prefetched:

@@ -16,7 +16,7 @@ BOOK_BYTES = 64 << 20
 
 BOOK_START = re.compile(rb"^\*{3} ?START OF (THE|THIS) PROJECT GUTENBERG EBOOK[^\r\n]*\s*", re.MULTILINE)
 BOOK_END = re.compile(
-    rb"\s*^(\*{3} ?END OF (THE|THIS) PROJECT GUTENBERG EBOOK|End of (the )?Project Gutenberg)", re.MULTILINE
+    rb"^(\*{3} ?END OF (THE|THIS) PROJECT GUTENBERG EBOOK|End of (the )?Project Gutenberg)", re.MULTILINE
 )
 CREDITS = re.compile(rb"(Produced by|E-text prepared by)([^\r\n]+\r?\n)+\s*")
 
@@ -57,4 +57,4 @@ def book_body(content: bytes, path: Path) -> bytes:
     begin = start.end()
     if credits := CREDITS.match(content, begin):
         begin = credits.end()
-    return content[begin : end.start()] + b"\n"
+    return content[begin : end.start()].rstrip() + b"\n"

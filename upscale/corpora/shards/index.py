@@ -2,8 +2,8 @@
 
 A split is one string of bytes. It is cut into pieces of `piece_bytes`, and every `shard_pieces` pieces are one tar
 shard, each piece a webdataset sample `train-00000000.bin`. Since all headers are one tar block of 512 bytes and all
-pieces but a split's last are equally long, the place of any byte in its shard is arithmetic, and a shard can be mapped
-into memory as it is: nothing is unpacked. The index is written last, so a folder without one was never completed.
+pieces but a split's last are equally long, the place of any byte in its shard is arithmetic, and a shard is read as it
+is: nothing is unpacked. The index is written last, so a folder without one was never completed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from upscale.errors import UserError
-from upscale.files import write_atomically
+from upscale.files import is_plain_name, parse_json, write_atomically
 
 FORMAT = "upscale-corpus-1"
 INDEX = "index.json"
@@ -73,10 +75,13 @@ def _checksum(content: dict) -> str:
 
 
 def read(folder: Path) -> Index:
-    """The index of a prepared corpus; raises UserError when it is missing, damaged or of another format."""
+    """The index of a prepared corpus, whose every byte of text has a place in a file of the folder.
+
+    Raises UserError when it is missing, damaged, of another format or contradicts itself.
+    """
     file = folder / INDEX
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         state = "its `upscale prepare` has not finished" if (folder / WORK).is_dir() else f"it has no {INDEX}"
         state = state if folder.exists() else "there is no such folder"
@@ -87,9 +92,38 @@ def read(folder: Path) -> Index:
         raise UserError(f"{file} is not of the format {FORMAT}. Prepare the corpus again.")
     if content.get("checksum") != _checksum(content):
         raise UserError(f"{file} is damaged: its checksum does not match. Prepare the corpus again.")
-    fields = {name: content[name] for name in Index.__dataclass_fields__}
-    fields["splits"] = {name: [Shard(**shard) for shard in shards] for name, shards in fields["splits"].items()}
-    return Index(**fields)
+    fields = {name: content.get(name) for name in Index.__dataclass_fields__}
+    try:
+        found = TypeAdapter(Index).validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
+        raise UserError(f"{file} is not of its form: {wrong}. Prepare the corpus again.") from None
+    if problem := _contradiction(found):
+        raise UserError(f"{file} contradicts itself: {problem}. Prepare the corpus again.")
+    return found
+
+
+def _contradiction(found: Index) -> str | None:
+    """What is wrong with an index: a shard outside of its folder, or places that would not be where arithmetic says."""
+    if found.piece_bytes < 1 or found.shard_pieces < 1:
+        return f"piece_bytes {found.piece_bytes}, shard_pieces {found.shard_pieces}"
+    whole = found.piece_bytes * found.shard_pieces
+    for name, shards in found.splits.items():
+        for number, shard in enumerate(shards, 1):
+            if not is_plain_name(shard.file):
+                return f"{shard.file!r} in {name} is not the name of a file in its folder"
+            if not (shard.text_bytes == whole or (number == len(shards) and 0 < shard.text_bytes < whole)):
+                return f"{shard.file} in {name} holds {shard.text_bytes} bytes of text"
+            if shard.bytes != tar_bytes(shard.text_bytes, found.piece_bytes):
+                return f"{shard.file} in {name} has {shard.bytes} bytes for {shard.text_bytes} of text"
+    return None
+
+
+def tar_bytes(text_bytes: int, piece_bytes: int) -> int:
+    """The size of a shard: a header for each piece, pieces padded to blocks, and two blocks at the end."""
+    pieces, last = divmod(text_bytes, piece_bytes)
+    blocks = pieces * (1 + -(-piece_bytes // BLOCK)) + (1 + -(-last // BLOCK) if last else 0)
+    return BLOCK * (blocks + 2)
 
 
 def problems(folder: Path, shards: list[Shard], *, hashes: bool) -> list[str]:

@@ -1,13 +1,18 @@
 """Reading prepared corpora: splits as strings of bytes, and random windows of them keyed by (seed, instance).
 
-Shards are mapped into memory as they are (tests/benchmarks/reading.py measures the alternatives). Nothing is written,
-so a corpus may lie on a read-only file system and any number of ranks may read it. What is read stays in the page
-cache, which the ranks of a node share; where the folder is on a slow network file system, opening it reads all of it
-once, in order, to check the hashes.
+Each range is one `pread` from a tar shard as it is. Mapping the shards would read more windows a second
+(tests/benchmarks/reading.py measures both), but a mapped file that another process cuts, or whose disk or server fails,
+ends the process by SIGBUS without a word; a read that fails can say which file it was. Nothing is written, so a corpus
+may lie on a read-only file system and any number of ranks may read it. What is read stays in the page cache, which the
+ranks of a node share; where the folder is on a slow network file system, opening it reads all of it once, in order, to
+check the hashes.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import resource
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +21,17 @@ import numpy as np
 import torch
 
 from upscale.corpora.shards import index
-from upscale.errors import UserError
+from upscale.errors import RunError, UserError
 from upscale.randomness.streams import Purpose, Stream
+
+OTHER_FILES = 512
+"""Files and sockets that a rank may open besides a corpus."""
 
 
 class Split:
     """One split of a prepared corpus: `len(split)` bytes, any range of which can be read, across pieces and shards.
 
-    Files are mapped at the first read.
+    Reading raises RunError naming a shard that was cut, taken away or cannot be read since the corpus was checked.
     """
 
     def __init__(self, folder: Path, description: index.Index, name: str) -> None:
@@ -32,6 +40,7 @@ class Split:
         self._piece_bytes = description.piece_bytes
         self._shard_bytes = description.piece_bytes * description.shard_pieces
         self._stride = index.BLOCK * (1 + -(-description.piece_bytes // index.BLOCK))
+        self._open: list[io.FileIO] = []
 
     def __len__(self) -> int:
         return self._bytes
@@ -42,21 +51,27 @@ class Split:
         while length > 0:
             shard, place, left = self._place(start)
             count = min(length, left)
-            parts.append(self._maps[shard][place : place + count])
+            parts.append(self._pread(shard, place, count))
             start, length = start + count, length - count
         return b"".join(parts)
 
-    def read_each(self, starts: np.ndarray, length: int) -> list[memoryview | bytes]:
-        """The `length` bytes from each of `starts` (n,) int64 on, not copied where they lie in one piece.
+    def read_each(self, starts: np.ndarray, length: int) -> list[bytes]:
+        """The `length` bytes from each of `starts` (n,) int64 on.
 
-        The places are computed at once, so that each range costs one slice.
+        The places are computed at once, so that each range that lies in one piece costs one call of the system.
         """
-        maps = self._maps
         places = zip(*(column.tolist() for column in (starts, *self._place(starts))), strict=True)
-        return [
-            maps[shard][place : place + length] if left >= length else self.read(start, length)
-            for start, shard, place, left in places
-        ]
+        pread, files = os.pread, self._files
+        try:
+            found = [
+                pread(files[shard], length, place) if left >= length else self.read(start, length)
+                for start, shard, place, left in places
+            ]
+        except OSError:
+            found = []
+        if sum(map(len, found)) < length * len(starts):  # again, one by one, for the name of the file
+            return [self.read(start, length) for start in starts.tolist()]
+        return found
 
     def text(self) -> np.ndarray:
         """The whole split, (bytes,) uint8, not to be written to."""
@@ -71,10 +86,45 @@ class Split:
         piece, offset = inside // self._piece_bytes, inside % self._piece_bytes
         return shard, piece * self._stride + index.BLOCK + offset, self._piece_bytes - offset
 
+    def _pread(self, shard: int, place: int, count: int) -> bytes:
+        try:
+            content = os.pread(self._files[shard], count, place)
+        except OSError as error:
+            raise self._lost(shard, f"can no longer be read: {error.strerror}") from None
+        if len(content) < count:
+            raise self._lost(shard, f"was cut while in use: it ends before byte {place + count:,}")
+        return content
+
     @cached_property
-    def _maps(self) -> list[memoryview]:
-        files = (self.folder / shard.file for shard in self.description.splits[self.name])
-        return [memoryview(np.memmap(file, np.uint8, "r")) for file in files]
+    def _files(self) -> list[int]:
+        """Descriptors of the shards, which are closed with this object."""
+        shards, opened = range(len(self.description.splits[self.name])), []
+        _make_room_for(len(shards))
+        for shard in shards:
+            try:
+                opened.append(io.FileIO(self._path(shard)))
+            except OSError as error:
+                raise self._lost(shard, f"cannot be opened: {error.strerror}") from None
+        self._open = opened
+        return [file.fileno() for file in opened]
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / self.description.splits[self.name][shard].file
+
+    def _lost(self, shard: int, what: str) -> RunError:
+        return RunError(
+            f"{self._path(shard)} {what}. Copy or prepare the corpus again; the same command then goes on from the "
+            "newest checkpoint."
+        )
+
+
+def _make_room_for(files: int) -> None:
+    """Raise this process's limit of open files, as far as it may, where so many more would come near it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/dev/fd")) + files + OTHER_FILES
+    if soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Corpus:

@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from http import HTTPStatus
@@ -28,7 +29,9 @@ def is_address(text: str) -> bool:
 
 
 def name_of(address: str) -> str:
-    return PurePosixPath(unquote(urlsplit(address).path)).name or "download"
+    """The last part of an address's path as the name of a file, without what has no place in one."""
+    name = PurePosixPath(unquote(urlsplit(address).path)).name
+    return re.sub(r"[\x00-\x1f\x7f]", "", name)[-100:] or "download"
 
 
 def fetch(address: str, folder: Path, advice: str) -> Path:
@@ -50,7 +53,8 @@ def fetch(address: str, folder: Path, advice: str) -> Path:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             start = start if answer.status == HTTPStatus.PARTIAL_CONTENT else 0
             version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-            total = int(answer.headers["Content-Length"]) + start if "Content-Length" in answer.headers else None
+            length = answer.headers.get("Content-Length", "")
+            total = int(length) + start if length.isascii() and length.isdigit() else None
             if not start:
                 part.unlink(missing_ok=True)
                 about.unlink(missing_ok=True)
