@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import math
 
+import pytest
 import torch
 
 from tests import tiny
-from tests.benchmarks import coordinate_check
 from tests.reference.training import PlainTrainer
 from upscale import engines, schedule
 from upscale.checkpoint.writer import snapshot
 from upscale.config import Config
+from upscale.coordcheck import coordinates
+from upscale.coordcheck.coordinates import Coordinate
+from upscale.coordcheck.widths import small
 from upscale.distributed.world import World
 from upscale.model import parametrization
 from upscale.model.transformer import row_losses
 
 STEPS, BATCH, CONTEXT = 12, 12, 16
+COORDINATE_WIDTHS = (64, 128, 256, 512)
 SEED = 7
 """Rounding can push a pre-activation across a ReLU's kink, and what Adam makes of that lets two correct trainers differ
 by 1e-6 to 1e-5: under noise of 2e-7 on every gradient the plain trainer did so for at least 12 of 30 seeds. For this
@@ -150,19 +154,39 @@ def plain_run(**changes: object) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, {name: p.detach().view(-1) for name, p in trainer.model.named_parameters()}
 
 
-def coordinates_under(world: World, changes: dict) -> dict[str, float]:
+def coordinate_configs(**changes: object) -> list[Config]:
+    """What the coordinate check trains: two plain blocks and a progressive one, at COORDINATE_WIDTHS."""
+    return small(tiny.config(model__width=128, model__heads=4, mup__base_width=128, **changes), COORDINATE_WIDTHS)
+
+
+def slopes_without_engine() -> dict[str, Coordinate]:
+    made = coordinate_configs()
+    return coordinates.slopes(
+        COORDINATE_WIDTHS, [coordinates.measure_plainly(one, parametrization.build(one)) for one in made]
+    )
+
+
+def slopes_under(world: World, changes: dict) -> dict[str, Coordinate]:
     """Slopes of the coordinate check, trained by the engine; the forward runs on the sharded model."""
 
-    def measure(width: int, mup: bool) -> dict[str, float]:
-        chosen = coordinate_check.config(width, mup, **changes)
+    def measure(chosen: Config) -> dict[str, Coordinate]:
         model = parametrization.build(chosen)
-        engine = engines.create(chosen, model, world)
-        depth, size = coordinate_check.DEPTH, coordinate_check.ROWS * coordinate_check.CONTEXT
-        _, initial = coordinate_check.coordinates(model, lambda tokens: engine.logits(tokens, depth), None)
-        for step in range(coordinate_check.STEPS):
-            batch = coordinate_check.rows(step).tensor_split(world.size)[world.rank]
-            engine.backward(row_losses(engine.logits(batch[:, :-1], depth), batch[:, 1:]).sum() / size, last=True)
-            engine.step(1.0, 1)
-        return coordinate_check.coordinates(model, lambda tokens: engine.logits(tokens, depth), initial)[0]
+        engine, depth = engines.create(chosen, model, world), chosen.model.depth
 
-    return coordinate_check.slopes(True, measure)
+        def train(batch: torch.Tensor) -> None:
+            mine = batch.tensor_split(world.size)[world.rank]
+            losses = row_losses(engine.logits(mine[:, :-1], depth), mine[:, 1:])
+            engine.backward(losses.sum() / (coordinates.ROWS * chosen.model.context), last=True)
+            engine.step(1.0, 2**31)
+
+        return coordinates.measure(model, lambda tokens: engine.logits(tokens, depth), train)
+
+    return coordinates.slopes(COORDINATE_WIDTHS, [measure(chosen) for chosen in coordinate_configs(**changes)])
+
+
+def assert_slopes_equal(found: dict[str, Coordinate], expected: dict[str, Coordinate]) -> None:
+    """And flat, so that muP's learning rates survive flattening and partitioning."""
+    assert found.keys() == expected.keys()
+    for name, one in found.items():
+        assert (one.size, one.change) == pytest.approx((expected[name].size, expected[name].change), abs=0.05), name
+        assert not coordinates.steep(name, one), (name, one)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.benchmarks.coordinate_check import WIDTHS, plain, slope
 from tests.benchmarks.resume_matrix import Session
 from tests.engines import common
 from tests.ranks import run_ranks
@@ -16,6 +15,8 @@ from tests.reference.training import PlainMuon
 from upscale import optim, planning
 from upscale.config import files as config_files
 from upscale.config.files import ConfigError
+from upscale.coordcheck.coordinates import measure_plainly, slopes, steep
+from upscale.coordcheck.widths import small
 from upscale.distributed.world import World
 from upscale.model import parametrization
 from upscale.optim.muon import MOMENTUM, MuonAndAdamW, orthogonalized
@@ -25,6 +26,7 @@ MUON = {"optimizer__kind": "muon", "engine__zero_stage": 0}
 ZERO = {"zero 0": MUON}
 FSDP = {"fsdp": {**MUON, "engine__name": "fsdp"}}
 HYBRID = {"hybrid": {**MUON, "engine__name": "fsdp", "engine__shard_ranks": 2}}
+WIDTHS = (64, 128, 256, 512)
 LARGEST = 1e-5
 """Of a relative difference between losses after a resume in another world, as in tests/engines/test_elastic.py."""
 
@@ -106,10 +108,10 @@ def test_hidden_matrices_have_muons_rates_and_all_others_those_of_adamw(block):
 
 @pytest.mark.parametrize("block", ["paper", "prenorm"])
 def test_coordinates_are_flat_over_widths(block):
-    """As tests/model/test_parametrization.py: one learning rate serves every width."""
-    sizes = [plain(width, True, 2, model__block=block, **MUON) for width in WIDTHS[:-1]]
-    flat = {name: slope([one[name] for one in sizes]) for name in sizes[0]}
-    assert max(abs(value) for value in flat.values()) < 0.2, flat
+    """As tests/coordcheck/test_coordinates.py: one learning rate serves every width."""
+    made = small(tiny.config(model__width=256, model__heads=8, model__block=block, **MUON), WIDTHS)
+    found = slopes(WIDTHS, [measure_plainly(one, parametrization.build(one)) for one in made])
+    assert not {name: one for name, one in found.items() if steep(name, one)}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -21,6 +21,8 @@ COMMANDS = {
     "plan": "memory, time and GPU hours of a config on a cluster, without a GPU",
     "sample": "print rows that a config's sources write, or measure them beside texts",
     "study": "chains of trainings at an equal budget, compared: a study file",
+    "coordcheck": "whether the model of a config keeps to muP: the mup package, and activations over widths",
+    "doctor": "before a long run, on every node: versions, speeds, links, disk, limits, memory",
     "bench": "measure training steps, or sources, on this machine; compare results",
 }
 

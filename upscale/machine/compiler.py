@@ -58,6 +58,15 @@ def check_kernel_compiler(device_type: str) -> None:
         )
 
 
+def description() -> str | None:
+    """The first line of what the C compiler says of its version; None where there is none, or it fails."""
+    try:
+        done = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.splitlines()), None) if done.returncode == 0 else None
+
+
 def available(source: Path, flags: Sequence[str] = FLAGS) -> bool:
     """Whether `library` has what it needs: a C compiler, or what one made before."""
     return (_cache() / _name(source, flags)).is_file() or bool(shutil.which(_compiler()[0]))
