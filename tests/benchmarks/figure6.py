@@ -141,9 +141,7 @@ def main() -> None:
             last = statistics.mean(final(mine, curve, task)[0] for task in TASKS)
             print(f"{curve} seed {seed}: {last:.3f} bits per character, mean of {len(TASKS)} tasks", flush=True)
     (options.to / "figure6.json").write_text(json.dumps(records, indent=1) + "\n")
-    (options.to / "figure6.md").write_text(
-        "# Every source on equally many rows\n\n" + table(records, options.curves, options)
-    )
+    (options.to / "figure6.md").write_text(table(records, options.curves, options))
     draw(records, options.curves, options.to / "figure6.png")
     print((options.to / "figure6.md").read_text())
 

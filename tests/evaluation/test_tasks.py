@@ -129,6 +129,8 @@ def test_optimal_rates_with_a_closed_form():
     characters, bits = grammars.toy2_means()
     assert bits == pytest.approx(50.757, abs=5e-4)
     assert rates["toy2"] == pytest.approx(bits / (characters + 1), rel=1e-5)
+    characters, bits = grammars.toy_means()
+    assert rates["toy"] == pytest.approx((bits - grammars.toy_ambiguity()) / (characters + 1), abs=5e-6)
 
 
 def test_optimal_rates_without_a_closed_form():

@@ -49,6 +49,21 @@ def toy_means() -> tuple[float, float]:
     return constant / 3, constant_bits / 3
 
 
+def toy_ambiguity() -> float:
+    """Mean bits of a derivation that its sentence does not tell: which clause each adverb belongs to.
+
+    A chain of clauses, each the last one's unbracketed `con S`, has k + 1 of them; the m adverbs at its end belong to
+    them from the inside out, C(k + m, m) ways, all equally likely. A clause adds an adverb with 1/6, else goes on the
+    chain with 1/5; a chain's last clause opens another one in brackets with 1/4, so that a sentence has 4/3 chains.
+    """
+    chain = 0.0
+    for k in range(60):
+        for m in range(200):
+            ways = math.comb(k + m, m)
+            chain += 4 / 5 * (1 / 5) ** k * (5 / 6) ** (k + 1) * (1 / 6) ** m * ways * math.log2(ways)
+    return 4 / 3 * chain
+
+
 def toy_probability(sentence: str) -> float:
     """The probability of a sentence, summed over its derivations (an adverb may attach to any sentence it ends)."""
     words = sentence.split(" ")

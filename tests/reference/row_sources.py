@@ -62,7 +62,7 @@ class PointwiseSource(RowSource):
 
 
 class AutomatonSource(RowSource):
-    def __init__(self, *, vocabulary, permute=False):
+    def __init__(self, *, vocabulary, permute=True):
         self.vocabulary, self.permute = vocabulary, permute
 
     def row(self, stream, rows, row, length):

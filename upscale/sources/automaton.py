@@ -1,10 +1,13 @@
 """The automaton source: random walks through random non-deterministic automata (`ndfa` in Bloem 2025's figure 6).
 
-The paper only says "randomly generated non-deterministic automaton"; this is what the published code makes. Every row
-has its own: states n and symbols m, each 1 + the number of successes before the first failure at 0.9 (10 on average; m
-at most 256), an edge share p ~ U(0, 1), each of the n^2 ordered pairs of states an edge with probability p, labelled
-with one of the m symbols. The walk starts in state 0 and takes one of the state's edges, all equally likely, writing
-its label; a state without any writes symbol 0 and goes back to state 0.
+The paper only says "randomly generated non-deterministic automaton"; this is what the published code makes, since its
+first commit. Every row has its own: states n and symbols m, each 1 + the number of successes before the first failure
+at 0.9 (10 on average; m at most 256), the m symbols drawn from the whole vocabulary without replacement, an edge share
+p ~ U(0, 1), each of the n^2 ordered pairs of states an edge with probability p, labelled with one of the m symbols. The
+walk starts in state 0 and takes one of the state's edges, all equally likely, writing its label; a state without any
+writes the first of the symbols and goes back to state 0.
+
+`permute: false` takes the ids 0 to m - 1 for symbols instead, as this project did until its figure 6 of November 2026.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ MOST_SYMBOLS = 256
 
 class AutomatonSettings(SourceSettings):
     kind: Literal["automaton"]
-    permute: bool = False
-    """Rename the symbols of each row at random; false: the low ids, as the published code."""
+    permute: bool = True
+    """true: each row's symbols are drawn from the whole vocabulary, as in the published code; false: the low ids."""
 
     def build(self, vocabulary: int) -> AutomatonSource:
         return AutomatonSource(vocabulary=vocabulary, **self.arguments())
@@ -34,10 +37,10 @@ class AutomatonSettings(SourceSettings):
 class AutomatonSource(Source):
     """A random automaton a row; reads neither conditions nor seeds.
 
-    `permute` renames the symbols of each row by a random permutation of the vocabulary.
+    `permute` draws the symbols of each row from the whole vocabulary; without it they are the low ids.
     """
 
-    def __init__(self, *, vocabulary: int, permute: bool = False) -> None:
+    def __init__(self, *, vocabulary: int, permute: bool = True) -> None:
         check_vocabulary(vocabulary)
         self.vocabulary, self.permute = vocabulary, permute
 

@@ -15,7 +15,8 @@ A program is written while it runs: when execution reaches its end, the next sym
 
 Every executed instruction is one step. A run ends at `steps` steps, when the row is full, or when instruction
 `program_length` + 1 is needed. Symbols are drawn uniformly from the seven, or by an order-2 Markov chain over the
-executed program (`sampler: markov`; its weights are in transitions.json, see tests/benchmarks/utm_transitions.py).
+executed program (`sampler: markov`). The published sampler's file of counts is not used: the weights in
+transitions.json are this project's own, counted over programs that print much (tests/benchmarks/utm_transitions.py).
 The rest of a row repeats what was printed, or is 0 (`padding`); a program that prints nothing counts as one that prints
 a single 0. The published ids are the values; `permute` renames those of each row at random.
 
@@ -87,7 +88,7 @@ class UTMSettings(SourceSettings):
     program_length: Bound = 100
     """Instructions a program may hold."""
     sampler: Literal["uniform", "markov"] = "uniform"
-    """uniform: every instruction equally likely; markov: an order-2 chain, for far richer programs."""
+    """uniform: every instruction equally likely; markov: an order-2 chain with counts of our own, for far richer programs."""
     padding: Literal["repeat", "zero"] = "repeat"
     """What follows a program's output in its row: the output again and again, or token 0."""
     permute: bool = True
