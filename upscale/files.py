@@ -101,8 +101,6 @@ def read_records(path: Path, kind: type[Kind]) -> list[Kind]:
         lines = list(read_json_lines(path)) if path.is_file() else []
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     return [_record(kind, line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
