@@ -279,6 +279,17 @@ def test_a_name_as_long_as_a_file_is_not_read_into_memory(tmp_path, kind):
         content_of(tmp_path / "made.tar")
 
 
+def test_a_member_that_is_said_to_be_endless(tmp_path):
+    """A size of 2^90 bytes of a file that is not wanted: skipping it would take tarfile for ever."""
+    header = bytearray(tarfile.TarInfo("logo.ppm").tobuf())
+    header[124:136] = b"\x80" + b"\x04".ljust(11, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "made.tar").write_bytes(bytes(header) + bytes(5 * 512))
+    with pytest.raises(UserError, match="is damaged or truncated .it ends inside a member"):
+        list(entries(tmp_path / "made.tar", lambda _: None, lambda name: name.endswith(b".c")))
+
+
 def test_a_link_in_a_zip_is_not_read_as_a_whole(tmp_path):
     """A symbolic link whose target would be 8 MiB long."""
     link = zipfile.ZipInfo("a.c")

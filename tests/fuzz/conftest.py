@@ -8,6 +8,6 @@ from hypothesis import HealthCheck, settings
 # Files are made in one folder per test: each example writes all that it reads.
 SHARED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 
-settings.register_profile("suite", derandomize=True, max_examples=30, database=None, **SHARED)
+settings.register_profile("suite", derandomize=True, max_examples=20, database=None, **SHARED)
 settings.register_profile("long", max_examples=3_000, database=None, **SHARED)
 settings.load_profile("suite")

@@ -1,4 +1,4 @@
-"""Manifests, checkpoint files and exported files: a valid step, or one clear error; memory never by a number they hold."""
+"""Manifests, checkpoints and exported files: a valid step, or one clear error; memory never by a number in a file."""
 
 from __future__ import annotations
 
@@ -114,25 +114,17 @@ def with_headers(content: bytes) -> st.SearchStrategy[bytes]:
     return st.builds(whole, hostile.changed(header), length)
 
 
+LANES = "lanes-00000.safetensors"
 REFUSED = {
-    "a file above": (
-        lambda tree: tree["files"].update({"../x": {"bytes": 1, "blake2b": ""}}),
-        "is not the name of a file",
-    ),
-    "a file elsewhere": (lambda tree: tree["lanes"].update({"0": "/etc/passwd"}), "is not among its files"),
-    "a piece of another file": (lambda tree: tree["pieces"]["w"][0].update(file="x"), "is not among its files"),
-    "pieces over each other": (lambda tree: tree["pieces"]["w"].append(tree["pieces"]["w"][0]), "lie over each other"),
-    "a negative place": (lambda tree: tree["pieces"]["w"][0].update(offset=-1), "not of its form: pieces.w.0.offset"),
-    "a size that is a text": (
-        lambda tree: tree["files"]["lanes-00000.safetensors"].update(bytes="1"),
-        "not of its form",
-    ),
-    "an id that is a path": (
-        lambda tree: tree["counters"].update(wandb_id="../../x"),
-        "not of its form: counters.wandb_id",
-    ),
-    "no counters": (lambda tree: tree.pop("counters"), "not of its form: counters"),
-    "longer than its tensor": (lambda tree: tree["pieces"]["w"][0].update(length=99), r"holds 'weight/w' as .*\[24\]"),
+    "a file above": (lambda t: t["files"].update({"../x": {"bytes": 1, "blake2b": ""}}), "is not the name of a file"),
+    "a file elsewhere": (lambda t: t["lanes"].update({"0": "/etc/passwd"}), "is not among its files"),
+    "a piece of another file": (lambda t: t["pieces"]["w"][0].update(file="x"), "is not among its files"),
+    "pieces over each other": (lambda t: t["pieces"]["w"].append(t["pieces"]["w"][0]), "lie over each other"),
+    "a negative place": (lambda t: t["pieces"]["w"][0].update(offset=-1), "not of its form: pieces.w.0.offset"),
+    "a size that is a text": (lambda t: t["files"][LANES].update(bytes="1"), "not of its form"),
+    "an id that is a path": (lambda t: t["counters"].update(wandb_id="../x"), "not of its form: counters.wandb_id"),
+    "no counters": (lambda t: t.pop("counters"), "not of its form: counters"),
+    "longer than its tensor": (lambda t: t["pieces"]["w"][0].update(length=99), r"holds 'weight/w' as .*\[24\]"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from upscale.console import command
+from upscale.console.text import harmless
 from upscale.errors import UserError
 from upscale.report import comparison, read_runs, write_page
 
@@ -22,6 +23,6 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         raise UserError(str(error)) from None
     for pair in comparison.pairs(runs):
-        print(f"{pair.pretrained.name} against {pair.scratch.name}\n" + "\n".join(comparison.sentences(pair)))
+        print(harmless(f"{pair.pretrained.name} against {pair.scratch.name}\n" + "\n".join(comparison.sentences(pair))))
     print(f"report written to {page}")
     return 0

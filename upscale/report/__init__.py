@@ -33,7 +33,7 @@ def write_page(read: Sequence[Run], to: Path) -> Path:
         figures = draw(read)
         for figure in figures:
             write_atomically(to / figure.file_name, figure.png)
-        write_atomically(to / "index.html", build(read, figures).encode("utf-8"))
+        write_atomically(to / "index.html", build(read, figures).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ValueError(
             f"cannot write the report to {to}: {error.strerror or error}; --to takes a directory that exists or can be "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from upscale.console.text import harmless
 from upscale.report.runs import Run
 
 if TYPE_CHECKING:
@@ -176,4 +177,4 @@ def _shortened(text: str, most: int) -> str:
 
 def _plain(text: str) -> str:
     """Text that matplotlib draws as it stands: no mathematics between dollars, no line of its own."""
-    return " ".join(text.split()).replace("$", r"\$")
+    return " ".join(harmless(text).split()).replace("$", r"\$")

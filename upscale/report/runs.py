@@ -13,6 +13,7 @@ import numpy
 import yaml
 
 from upscale.checkpoint.layout import CONFIG, EVALUATIONS, METRICS
+from upscale.console.text import harmless
 from upscale.files import parse_yaml, read_json_lines
 from upscale.training.record import StepRecord, read_steps
 
@@ -149,7 +150,7 @@ def _number(given: Any) -> float:
 def _name(path: Path, config: dict[str, Any]) -> str:
     section = config.get("run")
     name = section.get("name") if isinstance(section, dict) else None
-    return str(name) if name else path.resolve().name
+    return harmless(str(name)) if name else path.resolve().name
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:

@@ -155,6 +155,20 @@ def _walk(root: bytes, inside: bytes, progress: Progress, wanted: Wanted) -> Ite
         raise cannot_read(os.fsdecode(error.filename or folder), error) from None
 
 
+class _UntilItsEnd:
+    """Reads a stream for tarfile, which would go on reading nothing for as long as the size in a header says."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self.stream, self.empty_reads = stream, 0
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.empty_reads = 0 if content else self.empty_reads + 1
+        if self.empty_reads > 2:
+            raise EOFError("it ends inside a member")
+        return content
+
+
 class _Header(tarfile.TarInfo):
     """A tar's header; where tarfile would take a damaged or missing one for the end, and end in silence, it raises."""
 
@@ -180,7 +194,7 @@ def _tar_entries(path: Path, stream: io.BufferedReader, wanted: Wanted) -> Itera
     try:
         # tarfile's own buffer stays small: it copies the rest of it at every header. Ours is below it.
         with tarfile.open(
-            fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape", tarinfo=_Header
+            fileobj=_UntilItsEnd(stream), mode="r|", encoding="utf-8", errors="surrogateescape", tarinfo=_Header
         ) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # else every header is kept, 100 MB of them for a kernel
