@@ -184,7 +184,10 @@ class Writer:
         for step in removable[: -self.keep]:
             doomed = self.folder / f".step-{step:08d}.removed"
             os.replace(manifest.step_folder(self.folder, step), doomed)
-            shutil.rmtree(doomed)
+            if doomed.is_symlink():  # the step itself lies elsewhere and is the user's
+                doomed.unlink()
+            else:
+                shutil.rmtree(doomed)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> dict:
