@@ -74,6 +74,7 @@ def test_any_manifest_with_a_right_checksum(step, copy, data, capsys):
     hostile.ends_well(use, copy, also=INVALID)
     for action in ("list", "verify"):
         hostile.ends_well(checkpoint_command.main, [action, str(copy.parent)])
+    assert not any(character in capsys.readouterr().out for character in "\x1b\0\u202e")
 
 
 @given(content=st.binary(max_size=80))

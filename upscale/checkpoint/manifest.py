@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from upscale.console.text import harmless
 from upscale.files import is_plain_name, parse_json, write_atomically
 
 if TYPE_CHECKING:  # commands that only look at files start without torch
@@ -76,7 +77,7 @@ def read(path: Path) -> dict:
         _FORM.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-        raise InvalidCheckpoint(f"{path / MANIFEST} is not of its form: {wrong}") from None
+        raise InvalidCheckpoint(f"{path / MANIFEST} is not of its form: {harmless(wrong)}") from None
     if problem := _contradiction(content):
         raise InvalidCheckpoint(f"{path / MANIFEST} contradicts itself: {problem}")
     return content

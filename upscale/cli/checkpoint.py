@@ -6,6 +6,7 @@ from pathlib import Path
 
 from upscale.checkpoint import layout, manifest
 from upscale.console import command
+from upscale.console.text import harmless
 from upscale.distributed.world import World
 from upscale.errors import UserError
 
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
             content = manifest.read(path) if options.action == "list" else manifest.verify(path, World.single())
         except manifest.InvalidCheckpoint as error:
             invalid += 1
-            print(f"step {step:>8,}  INVALID  {error}")
+            print(harmless(f"step {step:>8,}  INVALID  {error}"))
             continue
         size = sum(entry["bytes"] for entry in content["files"].values()) / 2**20
         words = [

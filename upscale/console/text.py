@@ -25,7 +25,7 @@ def aligned_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int
 def harmless(text: str) -> str:
     """A text that a terminal shows and does not obey: control characters but tabs and ends of lines, marks that turn
     the direction of writing, and halves of surrogate pairs are written as \\x1b, \\u202e."""
-    return _COMMANDS.sub(lambda found: found[0].encode("ascii", "backslashreplace").decode(), text)
+    return _COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}" if found[0] < "\x80" else ascii(found[0])[1:-1], text)
 
 
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
