@@ -35,7 +35,13 @@ def step(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     fragments = [Fragment("w", 0, {key: torch.arange(ELEMENTS, dtype=torch.float32) for key in ("weight", "exp_avg")})]
     content = {"counters": {"step": 1, "instances": 12, "wandb_id": "abc", "recent_losses": [1.5]}, "milestone": False}
-    content |= {"world_size": 1, "steps_taken": {"0": 1}, "rounds": {"0": 3}, "methods": ["exact"], "config": {}}
+    content |= {
+        "world_size": 1,
+        "steps_taken": {"0": 1, "0/norms": 1},
+        "rounds": {"0": 3},
+        "methods": ["exact"],
+        "config": {},
+    }
     writer = Writer(folder, World.single(), 3, asynchronous=False)
     writer.save(snapshot(1, fragments, {0: torch.zeros(2, 5, dtype=torch.uint8)}, content))
     assert writer.failure is None

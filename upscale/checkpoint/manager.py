@@ -170,7 +170,10 @@ class Saver:
     def _load_engine(self, path: Path, content: dict) -> Reader:
         reader = Reader(path, content)
         reader.load(self.engine.fragments())
-        self.engine.loaded(steps_taken(content))
+        try:
+            self.engine.loaded(steps_taken(content))
+        except (KeyError, ValueError) as error:
+            raise manifest.InvalidCheckpoint(f"{path} counts no steps for {error}") from None
         return reader
 
 

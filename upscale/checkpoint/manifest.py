@@ -121,7 +121,7 @@ class _Manifest(_Form):
     pieces: dict[str, list[_Piece]]
     lanes: dict[str, str]
     world_size: Annotated[int, Field(ge=1)] = 1
-    steps_taken: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], NotNegative] = {}
+    steps_taken: dict[str, NotNegative] = {}
     rounds: dict[str, NotNegative] = {}
     methods: list[str] = []
     config: dict = {}
