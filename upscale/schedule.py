@@ -26,7 +26,7 @@ def batch_size(instances: int, schedule: ScheduleConfig, lanes: int) -> int:
     """Rows in the global batch: `start` until `from`, linear to `end` at `to`, rounded up to a multiple of lanes."""
     batch = schedule.batch
     if instances < batch.from_:
-        wanted = batch.start
+        wanted: float = batch.start
     elif instances >= batch.to:
         wanted = batch.end
     else:

@@ -15,6 +15,8 @@ import pytest
 
 from tests import pace
 from upscale import report
+from upscale.config import ModelConfig
+from upscale.model.transformer import Transformer
 from upscale.report import canvas, page
 from upscale.report.figures import draw
 from upscale.report.runs import read_runs
@@ -289,6 +291,22 @@ def test_a_fine_tuned_run_is_not_called_zero_shot(tmp_path):
 def test_more_runs_than_colours_stay_apart():
     looks = [canvas.look_of(index) for index in range(20)]
     assert len({(look["color"], str(look["linestyle"])) for look in looks}) == 20
+
+
+@pytest.mark.parametrize("block", ["paper", "llama", "prenorm"])
+def test_the_parameters_are_those_of_the_model(tmp_path, block):
+    settings = {"block": block, "width": 128, "depth": 4, "heads": 2, "context": 64, "plain_blocks": 2}
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(json.dumps({"model": settings}))
+    counted = sum(each.numel() for each in Transformer(ModelConfig(**settings), 1.0).parameters())
+    assert page._parameters(*read_runs([run])) == f"{counted / 1e6:.3g} M parameters"
+
+
+@pytest.mark.parametrize("config", ["{}", "model: [1]", "model: {width: 384, key_of_another_version: 1}"])
+def test_parameters_of_another_version_are_left_out(tmp_path, config):
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(config)
+    assert page._parameters(*read_runs([run])) == ""
 
 
 def test_smoothing_is_the_mean_of_the_neighbours_and_stops_at_breaks():

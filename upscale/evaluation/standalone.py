@@ -10,6 +10,7 @@ import torch
 
 from upscale import planning, schedule
 from upscale.checkpoint.export import load_model
+from upscale.checkpoint.layout import EVALUATIONS
 from upscale.config import Config
 from upscale.distributed.world import World
 from upscale.evaluation import suite
@@ -45,6 +46,6 @@ def measure(
     place = {"step": counters["step"], "instances": counters["instances"]}
     records = [{**place, **record} for record in records]
     if world.is_main:
-        with open(run / "evaluations.jsonl", "a", encoding="utf-8") as file:
+        with open(run / EVALUATIONS, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
     return records

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 import jinja2
 import numpy
 
+from upscale.config import ModelConfig
 from upscale.console.text import duration
+from upscale.model import costs
 from upscale.report import comparison
 from upscale.report.canvas import colour_of, smoothing_window
 from upscale.report.figures import Picture, tasks_of
@@ -159,13 +161,11 @@ def _sources(run: Run) -> str:
 
 
 def _parameters(run: Run) -> str:
-    """The model's size from its width, depth, context and vocabulary, to three digits; empty where unknown."""
-    sizes = [run.setting("model", key) for key in ("width", "depth", "context", "vocabulary")]
-    if not all(isinstance(size, int) for size in sizes):
+    """The model's size to three digits; empty where its config is not known or is of another version."""
+    try:
+        total = costs.parameters(ModelConfig.model_validate(run.config["model"]))
+    except (KeyError, TypeError, ValueError):
         return ""
-    width, depth, context, vocabulary = sizes
-    # a block: four attention matrices, two of the feed-forward part, norms and biases; then the embeddings and the head
-    total = depth * (12 * width**2 + 10 * width) + (2 * vocabulary + context) * width + vocabulary
     return f"{total / 1e9:.3g} B parameters" if total >= 1e9 else f"{total / 1e6:.3g} M parameters"
 
 
