@@ -5,7 +5,7 @@ make_environment check
 
 failed=()
 check() {
-    echo "== $1"
+    echo "== $*"
     "$@" || failed+=("$1 ${2:-}")
 }
 check ruff check .
