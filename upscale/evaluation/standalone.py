@@ -16,6 +16,7 @@ from upscale.distributed.world import World
 from upscale.evaluation import suite
 from upscale.evaluation.compression import Progress
 from upscale.evaluation.dataset import Dataset
+from upscale.evaluation.record import EvaluationRecord
 
 MICRO_BATCH = 64
 
@@ -44,7 +45,7 @@ def measure(
         progress=progress,
     )
     place = {"step": counters["step"], "instances": counters["instances"]}
-    records = [{**place, **record} for record in records]
+    records = [EvaluationRecord(**place, **record).as_object() for record in records]
     if world.is_main:
         with open(run / EVALUATIONS, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
