@@ -1,4 +1,4 @@
-"""Manifests, checkpoint files and exported files: a valid step, or one clear error; memory never by a number they hold."""
+"""Manifests, checkpoint files and exported files: a valid step, or one clear error; no memory by a number they hold."""
 
 from __future__ import annotations
 
