@@ -148,9 +148,8 @@ class ScheduledOptimizer:
 
     def counts(self) -> dict[int | str, int]:
         """Applied steps of every wake-up group since it woke, and of its parts ("GROUP/PART") that missed some."""
-        counts: dict[int | str, int] = {**self.steps_taken}
-        for (group, part), missed in self.missed.items():
-            counts[f"{group}/{part}"] = self.steps_taken[group] - missed
+        counts: dict[int | str, int] = {group: steps for group, steps in self.steps_taken.items()}
+        counts |= {f"{group}/{part}": self.steps_taken[group] - missed for (group, part), missed in self.missed.items()}
         return counts
 
     def create_states(self) -> None:
