@@ -1,9 +1,12 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: makes .venv with what the project needs, and puts it on PATH. Safe to run again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# With what the tests need, or with another optional group of pyproject.toml.
 make_environment() {
-    local stamp=.venv/installed wanted
+    local group="${1:-test}" stamp wanted
+    stamp=".venv/installed-$group"
     wanted=$(cat pyproject.toml launch/constraints.txt | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "== setting up .venv (a few minutes and about 6 GB the first time)"
@@ -18,7 +21,7 @@ make_environment() {
             }
         fi
         .venv/bin/python -m pip install -qq --upgrade pip
-        .venv/bin/python -m pip install -qq --editable '.[test]' --constraint launch/constraints.txt
+        .venv/bin/python -m pip install -qq --editable ".[$group]" --constraint launch/constraints.txt
         echo "$wanted" >"$stamp"
     else
         echo "== .venv is up to date"

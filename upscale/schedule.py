@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from upscale.config import ModelConfig, ScheduleConfig
+from upscale.config.schema import rows_per_lane
 
 
 def learning_rate_factor(instances: int, schedule: ScheduleConfig) -> float:
@@ -26,7 +27,7 @@ def batch_size(instances: int, schedule: ScheduleConfig, lanes: int) -> int:
     """Rows in the global batch: `start` until `from`, linear to `end` at `to`, rounded up to a multiple of lanes."""
     batch = schedule.batch
     if instances < batch.from_:
-        wanted = batch.start
+        wanted: float = batch.start
     elif instances >= batch.to:
         wanted = batch.end
     else:
@@ -36,7 +37,7 @@ def batch_size(instances: int, schedule: ScheduleConfig, lanes: int) -> int:
 
 def full_batch_size(schedule: ScheduleConfig, lanes: int) -> int:
     """The largest global batch the schedule reaches."""
-    return math.ceil(max(schedule.batch.start, schedule.batch.end) / lanes) * lanes
+    return rows_per_lane(schedule, lanes) * lanes
 
 
 def planned_instances(schedule: ScheduleConfig, lanes: int, steps: int | None) -> int:

@@ -6,13 +6,21 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Protocol, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-AUTO = "auto"
-Named = TypeVar("Named")
-"""A class whose instances have an attribute `name`."""
+AUTO: Any = "auto"
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_Named)
+Component = TypeVar("Component", bound="Section")
+Class = TypeVar("Class")
 
 
 def integral(value: Any) -> Any:
@@ -22,7 +30,10 @@ def integral(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(integral), Field(ge=1)]
 CountOrZero = Annotated[int, BeforeValidator(integral), Field(ge=0)]
-Auto = Literal["auto"]
+if TYPE_CHECKING:
+    Auto = NoReturn  # code computes with resolved configs, in which numbers have taken the place of `auto`
+else:
+    Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -39,25 +50,25 @@ class Section(BaseModel):
     )
 
 
-def components(room: ModuleType, base: type[Section]) -> dict[str, type[Section]]:
+def components(room: ModuleType, base: type[Component]) -> dict[str, type[Component]]:
     """The settings class of every component in a room, by the names that its field `kind` allows, sorted.
 
     Imports every file and folder of the room once; a subclass of `base` with a field `kind` is a component. Raises
     TypeError when two claim one name.
     """
-    found: dict[str, type[Section]] = {}
+    found: dict[str, type[Component]] = {}
     for settings in _subclasses_in(room, base):
         for kind in get_args(settings.model_fields["kind"].annotation) if "kind" in settings.model_fields else ():
             _add(found, kind, settings)
     return dict(sorted(found.items()))
 
 
-def classes(room: ModuleType, base: type) -> dict[str, type]:
+def classes(room: ModuleType, base: type[Class]) -> dict[str, type[Class]]:
     """The subclasses of `base` in a room, by the name that their attribute `kind` gives, sorted.
 
     Imports every file and folder of the room once. Raises TypeError when two claim one name.
     """
-    found: dict[str, type] = {}
+    found: dict[str, type[Class]] = {}
     for component in _subclasses_in(room, base):
         if kind := vars(component).get("kind"):
             _add(found, kind, component)
@@ -84,11 +95,11 @@ def modules(room: ModuleType) -> list[ModuleType]:
     return [importlib.import_module(found.name) for found in pkgutil.iter_modules(room.__path__, room.__name__ + ".")]
 
 
-def _subclasses_in(room: ModuleType, base: type) -> list[type]:
+def _subclasses_in(room: ModuleType, base: type[Class]) -> list[type[Class]]:
     """The subclasses of `base` that the files and folders of a room define."""
     places = {module.__name__ for module in modules(room)}
 
-    def below(parent: type) -> Iterator[type]:
+    def below(parent: type[Class]) -> Iterator[type[Class]]:
         for subclass in parent.__subclasses__():
             yield subclass
             yield from below(subclass)

@@ -39,6 +39,7 @@ from upscale.distributed.world import World
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import overlap, suite
 from upscale.evaluation.compression import Interrupted
+from upscale.evaluation.record import EvaluationRecord
 from upscale.evaluation.table import summary
 from upscale.launch import signals
 from upscale.machine import accelerator, compiler
@@ -333,9 +334,9 @@ class Trainer:
                 f"the evaluation of step {self.counters.step} was interrupted; the next start begins with it"
             )
             return False
-        place = {"step": self.counters.step, "instances": self.counters.instances}
-        self.tracker.evaluations([{**place, **record} for record in records])
-        self.tracker.note(f"bits per character at {self.counters.instances:,} instances: {summary(records)}")
+        step, seen = self.counters.step, self.counters.instances
+        self.tracker.evaluations([EvaluationRecord(step=step, instances=seen, **record) for record in records])
+        self.tracker.note(f"bits per character at {seen:,} instances: {summary(records)}")
         self.counters.evaluation_owed = False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 from upscale.console import progress
-from upscale.console.progress import Progress
+from upscale.console.progress import Progress, status_line
 
 PROGRAM = """if True:
     from upscale.console.progress import Progress
@@ -71,3 +72,25 @@ def test_lines_of_long_work_in_a_file(capsys, monkeypatch):
         count(2_000_000)
         raise RuntimeError
     assert [line.split(" MB")[0] for line in capsys.readouterr().err.splitlines()] == ["x 2.0", "x 4.0"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_status_line_is_replaced_and_gone_at_the_end(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with status_line(terminal) as show:
+        show("1/2 [dyck]")
+        show("2/2 [wp]")
+    written = terminal.getvalue()
+    assert "2/2 [wp]" in written and written.endswith("\x1b[?25h\r\x1b[1A\x1b[2K")
+
+
+@pytest.mark.parametrize(("stream", "wanted"), [(io.StringIO(), True), (Terminal(), False)])
+def test_a_file_and_another_rank_show_no_status_line(stream, wanted):
+    with status_line(stream, wanted) as show:
+        assert show is None
+    assert stream.getvalue() == ""

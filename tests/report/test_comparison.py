@@ -12,6 +12,7 @@ import yaml
 from tests.cli.test_commands import upscale_command
 from tests.report.test_report import score_line, step_line
 from upscale import report
+from upscale.evaluation.record import EvaluationRecord
 from upscale.report import comparison
 from upscale.report.runs import read_runs
 
@@ -106,8 +107,8 @@ def test_scores_of_the_same_slices_are_compared_in_pairs(tmp_path):
     groups = [2.0, 3.0, 4.0, 5.0]
     lower = [bits - 0.1 + sign for bits, sign in zip(groups, (0.01, -0.01, 0.01, -0.01), strict=True)]
     same = {"digest": "d", "samples": 400, "standard_error": 0.2}
-    one = score_line("wp", 3.5, group_bits_per_character=groups, **same)
-    other = score_line("wp", 3.4, group_bits_per_character=lower, **same)
+    one = EvaluationRecord(**score_line("wp", 3.5, group_bits_per_character=groups, **same))
+    other = EvaluationRecord(**score_line("wp", 3.4, group_bits_per_character=lower, **same))
     spread = math.sqrt(4 * 0.01**2 / 3)
     assert comparison.margin(one, other) == pytest.approx(2 * spread / 2)
-    assert comparison.margin(one, other | {"digest": "e"}) == pytest.approx(2 * 0.2 * math.sqrt(2))
+    assert comparison.margin(one, other.model_copy(update={"digest": "e"})) == pytest.approx(2 * 0.2 * math.sqrt(2))

@@ -15,6 +15,9 @@ import pytest
 
 from tests import pace
 from upscale import report
+from upscale.config import ModelConfig
+from upscale.evaluation.record import EvaluationRecord
+from upscale.model.transformer import Transformer
 from upscale.report import canvas, page
 from upscale.report.figures import draw
 from upscale.report.runs import read_runs
@@ -130,18 +133,6 @@ def test_the_tables_hold_the_numbers_of_the_run(tmp_path):
     assert "has seen 3,200 synthetic rows and needs 7.000 bits per byte on them." in text
     assert "It beats the Markov baseline on 1 of 3 tasks: dyck. It is level with it on ndfa." in text
     assert "torch 2.9.1, commit 0123abc" in text
-
-
-def test_the_size_in_the_table_is_the_models(tmp_path):
-    from upscale.config import ModelConfig
-    from upscale.model.transformer import Transformer
-
-    sizes = {"width": 256, "depth": 10, "heads": 2, "context": 64, "vocabulary": 256}
-    total = sum(parameter.numel() for parameter in Transformer(ModelConfig(**sizes), 1.0).parameters())
-    path = make_run(tmp_path / "run")
-    (path / "config.yaml").write_text(json.dumps({"model": sizes}))
-    index = report.write([path], tmp_path / "out")
-    assert parse(index).rows[1][1] == f"256 × 10|{total / 1e6:.3g} M parameters"
 
 
 def test_each_picture_tells_its_final_values_and_lies_beside_the_page(tmp_path):
@@ -291,6 +282,22 @@ def test_more_runs_than_colours_stay_apart():
     assert len({(look["color"], str(look["linestyle"])) for look in looks}) == 20
 
 
+@pytest.mark.parametrize("block", ["paper", "llama", "prenorm"])
+def test_the_parameters_are_those_of_the_model(tmp_path, block):
+    settings = {"block": block, "width": 128, "depth": 4, "heads": 2, "context": 64, "plain_blocks": 2}
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(json.dumps({"model": settings}))
+    counted = sum(each.numel() for each in Transformer(ModelConfig(**settings), 1.0).parameters())
+    assert page._parameters(*read_runs([run])) == f"{counted / 1e6:.3g} M parameters"
+
+
+@pytest.mark.parametrize("config", ["{}", "model: [1]", "model: {width: 384, key_of_another_version: 1}"])
+def test_parameters_of_another_version_are_left_out(tmp_path, config):
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(config)
+    assert page._parameters(*read_runs([run])) == ""
+
+
 def test_smoothing_is_the_mean_of_the_neighbours_and_stops_at_breaks():
     values = numpy.arange(120.0)
     values[40] = numpy.nan
@@ -301,11 +308,12 @@ def test_smoothing_is_the_mean_of_the_neighbours_and_stops_at_breaks():
 
 
 def test_verdict_needs_two_standard_errors():
-    assert page.compare(score_line("t", 0.93)) == "beats"
-    assert page.compare(score_line("t", 0.94)) == "level"
-    assert page.compare(score_line("t", 0.99)) == "behind"
-    assert page.compare(score_line("t", 0.94, standard_error=None)) == "beats"
-    assert page.compare(score_line("t", 0.94, markov_bits_per_character=None)) == ""
+    def verdict(bits: float, **changes) -> str:
+        return page.compare(EvaluationRecord(**score_line("t", bits, **changes)))
+
+    assert [verdict(bits) for bits in (0.93, 0.94, 0.99)] == ["beats", "level", "behind"]
+    assert verdict(0.94, standard_error=None) == "beats"
+    assert verdict(0.94, markov_bits_per_character=None) == ""
 
 
 def test_mistakes_say_what_was_given_and_what_is_allowed(tmp_path):

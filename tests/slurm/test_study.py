@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -107,13 +106,3 @@ def test_a_dry_run_prints_the_lines_and_submits_nothing(clone):
 def test_a_study_says_what_is_wrong_with_its_arguments(arguments, message):
     done = subprocess.run(["bash", "slurm/study.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr
-
-
-def test_the_scripts_satisfy_shellcheck():
-    if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck not found; on Debian: apt-get install shellcheck")
-    scripts = [*ROOT.glob("slurm/*.sh"), ROOT / "slurm" / "site.env.example"]
-    done = subprocess.run(
-        ["shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *scripts], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout

@@ -6,13 +6,14 @@ import math
 
 import pytest
 
+from upscale.evaluation.record import EvaluationRecord
 from upscale.study.results import Spread, outcome
 
 
-def rows(*bits: float, every: int = 100, error: float = 0.03) -> list[dict]:
+def rows(*bits: float, every: int = 100, error: float = 0.03) -> list[EvaluationRecord]:
     """Evaluations at 0, 100, 200, ... instances."""
     return [
-        {"instances": place * every, "bits_per_character": value, "standard_error": error}
+        EvaluationRecord(step=place, instances=place * every, task="wp", bits_per_character=value, standard_error=error)
         for place, value in enumerate(bits)
     ]
 

@@ -9,6 +9,7 @@ import pydantic
 import pytest
 
 from tests.docs import markdown
+from upscale.evaluation.record import EvaluationRecord
 from upscale.training.record import StepRecord, read_steps
 
 FULL = StepRecord(
@@ -35,10 +36,11 @@ FULL = StepRecord(
 OLDEST = {"step": 1, "instances": 32, "loss_bits_per_byte": 8.0}
 
 
-def test_the_table_in_the_docs_is_that_of_the_class():
+@pytest.mark.parametrize(("file", "kind"), [("metrics.jsonl", StepRecord), ("evaluations.jsonl", EvaluationRecord)])
+def test_the_table_in_the_docs_is_that_of_the_class(file, kind):
     text = (markdown.ROOT / "docs/architecture.md").read_text()
-    section = text.partition("\n### metrics.jsonl\n")[2].partition("\n#")[0]
-    table = "\n".join(f"| `{name}` | {field.description} |" for name, field in StepRecord.model_fields.items())
+    section = text.partition(f"\n### {file}\n")[2].partition("\n#")[0]
+    table = "\n".join(f"| `{name}` | {field.description} |" for name, field in kind.model_fields.items())
     assert f"| field | meaning |\n|---|---|\n{table}\n" in section
 
 

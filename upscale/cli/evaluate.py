@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from upscale.checkpoint import run_directory
+from upscale.checkpoint.layout import EVALUATIONS
 from upscale.console import command
+from upscale.console.progress import status_line
 from upscale.distributed.world import World
 from upscale.evaluation import standalone, suite
 from upscale.evaluation.table import table
@@ -45,23 +47,18 @@ def main(arguments: list[str]) -> int:
     if world.is_main:
         print(*chosen.notes, sep="\n", end="\n" if chosen.notes else "", file=sys.stderr)
 
-    def progress(done: int, total: int, label: str) -> None:
-        if world.is_main and sys.stderr.isatty():
-            print(f"\r\x1b[K{done}/{total} {label}", end="", file=sys.stderr, flush=True)
-
-    records = standalone.measure(
-        options.run,
-        chosen.config,
-        datasets,
-        step=options.checkpoint,
-        slices=options.slices or config.evaluation.slices,
-        world=world,
-        progress=progress,
-    )
+    with status_line(sys.stderr, wanted=world.is_main) as show:
+        records = standalone.measure(
+            options.run,
+            chosen.config,
+            datasets,
+            step=options.checkpoint,
+            slices=options.slices or config.evaluation.slices,
+            world=world,
+            progress=(lambda done, total, label: show(f"{done}/{total} {label}")) if show else None,
+        )
     if world.is_main:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr)
         print(f"{options.run} at step {records[0]['step']:,}, {records[0]['instances']:,} instances\n{table(records)}")
-        print(f"appended to {options.run / 'evaluations.jsonl'}")
+        print(f"appended to {options.run / EVALUATIONS}")
     command.finish_together(world)
     return 0

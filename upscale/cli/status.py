@@ -66,7 +66,7 @@ def progress(run: Path, config: dict) -> dict[str, str]:
     }
 
 
-def _earlier(sizes: list[int]) -> str:
+def _earlier(sizes: list[int | None]) -> str:
     changes = [size for index, size in enumerate(sizes) if index == 0 or sizes[index - 1] != size]
     return f" (before: {', '.join(map(str, changes[:-1]))})" if len(changes) > 1 else ""
 

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pydantic
 import yaml
 
 import upscale
-from upscale.config.schema import Config, Section, problems_between_sections
+from upscale.config.schema import Config, problems_between_sections
 from upscale.errors import UserError
 from upscale.files import dump_yaml, parse_yaml, read_yaml, write_atomically
 
@@ -31,7 +32,7 @@ class ConfigError(UserError):
         self.problems = problems
 
 
-def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.key=value` overrides.
 
     Raises ConfigError naming every unknown key, wrong type and impossible combination at once.
@@ -41,7 +42,7 @@ def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
     form = f"a config is a mapping of sections: {_names(Config)}"
     tree = {} if path is None else read_yaml(Path(path), "config", form)
     tree.pop("versions", None)  # written beside a resolved config, so that it can be run again
-    origins = {}
+    origins: dict[str, str] = {}
     for override in overrides:
         problem = _apply(tree, override, origins)
         if problem:
@@ -51,7 +52,7 @@ def load(path: str | Path | None, overrides: list[str] = ()) -> Config:
         problems.append(f"{_where(key, origin, origins)}: {key}: {message}")
     if problems:
         raise ConfigError(problems)
-    return Config(**sections)
+    return Config.model_validate(sections)
 
 
 def _apply(tree: dict, override: str, origins: dict[str, str]) -> str | None:
@@ -75,20 +76,21 @@ def _apply(tree: dict, override: str, origins: dict[str, str]) -> str | None:
     return None
 
 
-def _validate(tree: dict, origin: str, origins: dict, problems: list[str]) -> dict[str, Section]:
+def _validate(tree: dict, origin: str, origins: dict, problems: list[str]) -> dict[str, pydantic.BaseModel]:
     """The valid sections; what is wrong with the others is appended to `problems`."""
-    sections: dict[str, Section] = {}
+    sections: dict[str, pydantic.BaseModel] = {}
     for name in tree:
         if name not in Config.model_fields:
             problems.append(f"{_where(str(name), origin, origins)}: {name}: {_unknown(str(name), Config)}")
     for name, field in Config.model_fields.items():
+        section: Any = field.annotation
         try:
             value = tree.get(name, {})
-            sections[name] = field.annotation.model_validate({} if value is None else value)
+            sections[name] = section.model_validate({} if value is None else value)
         except pydantic.ValidationError as error:
             described: dict[str, list[str]] = {}
             for detail in error.errors():
-                key, message = _describe(field.annotation, detail)
+                key, message = _describe(section, detail)
                 described.setdefault(name + key, []).append(message)
             for key, messages in described.items():
                 given = _at(tree, key)
@@ -103,7 +105,7 @@ def _where(key: str, origin: str, origins: dict[str, str]) -> str:
     return given[-1] if given else origin
 
 
-def _describe(model: type[Section], detail: dict) -> tuple[str, str]:
+def _describe(model: Any, detail: Mapping[str, Any]) -> tuple[str, str]:
     """The key below a section and one line, from one of pydantic's errors."""
     key, owner, location = "", model, detail["loc"]
     for part in location:
@@ -141,7 +143,7 @@ def _keys(model: Any) -> dict[str, Any]:
     return {field.alias or name: field.annotation for name, field in classes[0].model_fields.items()}
 
 
-def _variant(owner: Any, tag: object) -> type[Section] | None:
+def _variant(owner: Any, tag: object) -> type[pydantic.BaseModel] | None:
     """The class that a discriminated union chooses for a tag such as 'lstm'."""
     for candidate in _classes(owner):
         kinds = _keys(candidate).get("kind")
@@ -150,17 +152,17 @@ def _variant(owner: Any, tag: object) -> type[Section] | None:
     return None
 
 
-def _classes(annotation: Any) -> list[type[Section]]:
+def _classes(annotation: Any) -> list[type[pydantic.BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return [annotation]
     return [found for inner in typing.get_args(annotation) for found in _classes(inner)]
 
 
-def _names(model: type[Section]) -> str:
+def _names(model: type[pydantic.BaseModel]) -> str:
     return ", ".join(_keys(model))
 
 
-def _unknown(key: str, model: type[Section]) -> str:
+def _unknown(key: str, model: type[pydantic.BaseModel]) -> str:
     near = difflib.get_close_matches(key, list(_keys(model)), 1, 0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"unknown key; {hint}allowed: {_names(model)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
@@ -20,6 +20,13 @@ from upscale.settings import AUTO, Auto, Count, CountOrZero, NotNegative, Positi
 from upscale.sources import KINDS, AnySource, problems_of_sources
 
 BYTES = 256
+
+if TYPE_CHECKING:
+    BlockKind: TypeAlias = str
+    OptimizerKind: TypeAlias = str
+else:
+    BlockKind = Literal[tuple(blocks.KINDS)]
+    OptimizerKind = Literal[tuple(optim.KINDS)]
 
 
 class RunConfig(Section):
@@ -37,7 +44,7 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
-    block: Literal[tuple(blocks.KINDS)] = "paper"
+    block: BlockKind = "paper"
     """What the model is a stack of (upscale/model/blocks): paper: norms after, ReLU, learned positions; llama: RMSNorm
     before, RoPE, SwiGLU, no biases; prenorm: RMSNorm before, RoPE, normalised queries and keys, squared ReLU."""
     width: Count = 1024
@@ -87,7 +94,7 @@ class SpikeConfig(Section):
 
 
 class OptimizerConfig(Section):
-    kind: Literal[tuple(optim.KINDS)] = "adamw"
+    kind: OptimizerKind = "adamw"
     """adamw: AdamW for every parameter; muon: Muon for hidden matrices, AdamW for all others."""
     muon: MuonSettings = MuonSettings()
     """muon only: how hidden matrices are trained."""
@@ -163,7 +170,7 @@ class DataConfig(Section):
     reset: ResetConfig = ResetConfig()
     iterate: bool = True
     """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
-    sources: Annotated[list[AnySource], Field(min_length=1)] = [KINDS["lstm"](kind="lstm")]
+    sources: Annotated[list[AnySource], Field(min_length=1)] = [KINDS["lstm"].model_validate({"kind": "lstm"})]
     first_target: Count = 1
     """Place of the first token of a row that is a target; those before it are read, but carry no loss. A frame's tokens
     leave an automaton's first frame out of it, as arXiv 2603.10055 does."""
@@ -323,7 +330,7 @@ def can_step(optimizer: OptimizerConfig, engine: EngineConfig) -> bool:
     return not (divided and optim.KINDS[optimizer.kind].whole_matrices)
 
 
-def problems_between_sections(sections: dict[str, Section]) -> list[tuple[str, str]]:
+def problems_between_sections(sections: dict[str, Any]) -> list[tuple[str, str]]:
     """Impossible combinations as (key, message), among those of the sections that are valid by themselves."""
     found: list[tuple[str, str]] = []
     model, schedule, data, run, evaluation, optimizer, checkpoint, tracking, engine = (

@@ -1,12 +1,16 @@
-"""How far a long piece of work is: a bar on a terminal, a plain line now and then in a file."""
+"""How far a long piece of work is: a bar or a line on a terminal, a plain line now and then in a file."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from rich import progress
 from rich.console import Console
+from rich.markup import escape
 
 SECONDS_BETWEEN_LINES = 15
 
@@ -44,6 +48,18 @@ class Progress:
         if self.total:
             words.append(f"of {self.total / 1e6:,.1f} ({min(1.0, self.done / self.total):.0%})")
         print(*words, f"{self.shown - self.started:.0f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def status_line(stream: TextIO, wanted: bool = True) -> Iterator[Callable[[str], None] | None]:
+    """A function that shows a text on the last line of a terminal, in place of the text before; the line goes at the
+    block's end. None where `stream` is no terminal, or the line is not wanted."""
+    console = Console(file=stream)
+    if not wanted or not console.is_terminal:
+        yield None
+        return
+    with console.status("starting") as status:
+        yield lambda text: status.update(escape(text))
 
 
 def _bar() -> progress.Progress:

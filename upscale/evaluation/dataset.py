@@ -43,4 +43,4 @@ class Dataset:
             raise ValueError(
                 f"{self.name}: data must be a (characters,) uint8 array, not {self.data.dtype} {self.data.shape}"
             )
-        object.__setattr__(self, "digest", hashlib.sha256(np.ascontiguousarray(self.data)).hexdigest())
+        object.__setattr__(self, "digest", hashlib.sha256(self.data.tobytes()).hexdigest())

@@ -10,11 +10,13 @@ import torch
 
 from upscale import planning, schedule
 from upscale.checkpoint.export import load_model
+from upscale.checkpoint.layout import EVALUATIONS
 from upscale.config import Config
 from upscale.distributed.world import World
 from upscale.evaluation import suite
 from upscale.evaluation.compression import Progress
 from upscale.evaluation.dataset import Dataset
+from upscale.evaluation.record import EvaluationRecord
 
 MICRO_BATCH = 64
 
@@ -43,8 +45,8 @@ def measure(
         progress=progress,
     )
     place = {"step": counters["step"], "instances": counters["instances"]}
-    records = [{**place, **record} for record in records]
+    records = [EvaluationRecord(**place, **record).as_object() for record in records]
     if world.is_main:
-        with open(run / "evaluations.jsonl", "a", encoding="utf-8") as file:
+        with open(run / EVALUATIONS, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
     return records

@@ -54,8 +54,10 @@ def datasets(
 
     Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `Task.load` do.
     """
-    given = {"data_dir": data_dir, "split": split, "characters": characters, "seed": seed}
-    return [TASKS[name].load(**given) for name in check_names(names)]
+    return [
+        TASKS[name].load(data_dir=data_dir, split=split, characters=characters, seed=seed)
+        for name in check_names(names)
+    ]
 
 
 def evaluate(
@@ -158,22 +160,33 @@ def _record(
     measurement: Measurement | None = None,
     markov: MarkovBaseline | None = None,
 ) -> dict[str, Any]:
-    measured = measurement is not None and markov is not None
-    return {
+    record: dict[str, Any] = {
         "task": dataset.name,
         "split": dataset.split,
-        "bits_per_character": _finite(measurement.bits_per_character) if measured else None,
-        "standard_error": _finite(measurement.standard_error) if measured else None,
-        "markov_bits_per_character": markov.corrected.bits_per_character if measured else None,
-        "markov_order": markov.corrected.order if measured else None,
-        "markov_published_bits_per_character": markov.published.bits_per_character if measured else None,
-        "markov_published_order": markov.published.order if measured else None,
+        "bits_per_character": None,
+        "standard_error": None,
+        "markov_bits_per_character": None,
+        "markov_order": None,
+        "markov_published_bits_per_character": None,
+        "markov_published_order": None,
         "optimal_bits_per_character": dataset.optimal_bits_per_character,
-        "samples": measurement.samples if measured else None,
-        "group_bits_per_character": _groups(measurement) if measured else [],
+        "samples": None,
+        "group_bits_per_character": [],
         "digest": dataset.digest[:16],
         "skipped": _reason(dataset, context),
     }
+    if measurement and markov:
+        record |= {
+            "bits_per_character": _finite(measurement.bits_per_character),
+            "standard_error": _finite(measurement.standard_error),
+            "markov_bits_per_character": markov.corrected.bits_per_character,
+            "markov_order": markov.corrected.order,
+            "markov_published_bits_per_character": markov.published.bits_per_character,
+            "markov_published_order": markov.published.order,
+            "samples": measurement.samples,
+            "group_bits_per_character": _groups(measurement),
+        }
+    return record
 
 
 def _groups(measurement: Measurement) -> list[float]:

@@ -148,8 +148,9 @@ class ScheduledOptimizer:
 
     def counts(self) -> dict[int | str, int]:
         """Applied steps of every wake-up group since it woke, and of its parts ("GROUP/PART") that missed some."""
-        parts = {f"{group}/{part}": self.steps_taken[group] - missed for (group, part), missed in self.missed.items()}
-        return {**self.steps_taken, **parts}
+        counts: dict[int | str, int] = {group: steps for group, steps in self.steps_taken.items()}
+        counts |= {f"{group}/{part}": self.steps_taken[group] - missed for (group, part), missed in self.missed.items()}
+        return counts
 
     def create_states(self) -> None:
         """torch makes a tensor's state in its first step; a checkpoint may be saved or loaded before it."""

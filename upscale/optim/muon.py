@@ -80,6 +80,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(self, config: Config, settings: list[dict], device: torch.device):
         super().__init__(settings, {})
+        self.param_groups: list[dict]
         self.momentum = config.optimizer.muon.momentum
         self.iterations = config.optimizer.muon.newton_schulz_steps
         self.dtype = torch.bfloat16 if config.engine.in_bfloat16 else torch.float32

@@ -97,7 +97,8 @@ def philox(counter: Sequence[torch.Tensor | int], key: tuple[int, int]) -> tuple
     `counter` holds int64 tensors (at least the first) or ints in [0, 2^32). Multiplication of int64 wraps, so the high
     word of a 32 x 32 bit product is (product >> 32) masked to 32 bits; low words are masked only where it matters.
     """
-    first, second, third, fourth = (torch.as_tensor(word, device=counter[0].device) for word in counter)
+    device = torch.as_tensor(counter[0]).device
+    first, second, third, fourth = (torch.as_tensor(word, device=device) for word in counter)
     first, second, third, fourth = torch.broadcast_tensors(first, second, third, fourth)
     for cipher_round in range(_CIPHER_ROUNDS):
         low, high = ((key[i] + cipher_round * _WEYL[i]) & _MASK for i in range(2))

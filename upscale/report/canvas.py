@@ -116,8 +116,8 @@ def mark_worlds(axes: Axes, runs: Sequence[Run], series: Sequence[numpy.ndarray]
                 continue
             changed = True
             axes.plot(*at, marker="|", markersize=12, markeredgewidth=1.6, color=colour_of(index))
-            offset = {"xytext": (4, 7), "textcoords": "offset points", "fontsize": 9, "color": colour_of(index)}
-            axes.annotate(f"{run.metrics[place].world_size} ranks", at, **offset)
+            look: Look = {"textcoords": "offset points", "fontsize": 9, "color": colour_of(index)}
+            axes.annotate(f"{run.metrics[place].world_size} ranks", at, (4, 7), **look)
     return "A tick marks where a run went on with another number of ranks." if changed else ""
 
 

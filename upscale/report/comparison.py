@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from upscale.evaluation.record import EvaluationRecord
 from upscale.report.runs import UNKNOWN, Run, TaskKey, count, task_title, value
 
 _SAME = (
@@ -102,7 +102,7 @@ def compare(pair: Pair, key: TaskKey) -> Comparison:
     )
 
 
-def instances_to_reach(rows: Sequence[dict[str, Any]], bits: float) -> float:
+def instances_to_reach(rows: Sequence[EvaluationRecord], bits: float) -> float:
     """Instances after which evaluations, in their order, first are at or below `bits`: on the line between the two
     evaluations around it; NaN when they never are."""
     for before, after in zip([None, *rows], rows, strict=False):
@@ -187,18 +187,18 @@ def _what(run: Run) -> tuple:
     return (str(corpora), *(str(run.setting(*place)) for place in _SAME))
 
 
-def _bits(row: dict[str, Any]) -> float:
+def _bits(row: EvaluationRecord) -> float:
     return value(row, "bits_per_character")
 
 
-def margin(one: dict[str, Any], other: dict[str, Any]) -> float:
+def margin(one: EvaluationRecord, other: EvaluationRecord) -> float:
     """Two standard errors of the difference of two scores.
 
     Paired where both were measured on the same slices, from the differences of their groups; else as if independent,
     which is larger.
     """
-    groups = [row.get("group_bits_per_character") or [] for row in (one, other)]
-    same = all(one.get(key) == other.get(key) for key in ("digest", "samples"))
+    groups = [record.group_bits_per_character or [] for record in (one, other)]
+    same = (one.digest, one.samples) == (other.digest, other.samples)
     if same and len(groups[0]) == len(groups[1]) > 1:
         differences = [here - there for here, there in zip(*groups, strict=True)]
         return 2 * statistics.stdev(differences) / math.sqrt(len(differences))

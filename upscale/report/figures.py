@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
+from upscale.evaluation.record import EvaluationRecord
 from upscale.report import canvas
 from upscale.report.runs import Run, TaskKey, task_title, value
 
@@ -235,7 +236,7 @@ def _draw_task(key: TaskKey, file_name: str, runs: Sequence[Run], right: float) 
     return Picture("tasks", file_name, title, alt, " ".join(filter(None, notes)), png)
 
 
-def _levels(rows: Sequence[dict]) -> list[tuple[str, float, canvas.Look]]:
+def _levels(rows: Sequence[EvaluationRecord]) -> list[tuple[str, float, canvas.Look]]:
     """The horizontal lines of a task that are known: name, bits per character, look.
 
     The baseline is measured on each evaluation's own slices; the evaluation with the most of them estimates it best.
@@ -251,7 +252,7 @@ def _levels(rows: Sequence[dict]) -> list[tuple[str, float, canvas.Look]]:
     return found
 
 
-def _draw_scores(axes: Axes, index: int, scored: Sequence[dict]) -> list[float]:
+def _draw_scores(axes: Axes, index: int, scored: Sequence[EvaluationRecord]) -> list[float]:
     """Draw one run's scores with a band of two standard errors; return those that the axis must have room for.
 
     Every model starts near 8 bits; what is worth the room is what follows the first quarter.

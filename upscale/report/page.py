@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 import jinja2
 import numpy
 
+from upscale.config import ModelConfig
 from upscale.console.text import duration
+from upscale.evaluation.record import EvaluationRecord
+from upscale.model import costs
 from upscale.report import comparison
 from upscale.report.canvas import colour_of, smoothing_window
 from upscale.report.figures import Picture, tasks_of
@@ -50,7 +53,7 @@ def _functions() -> tuple[Callable, ...]:
     )
 
 
-def compare(row: dict) -> str:
+def compare(row: EvaluationRecord) -> str:
     """`beats`, `level` or `behind` the corrected Markov baseline, `` when there is none.
 
     Level means within two standard errors of the model's own score (none known: any difference counts).
@@ -91,7 +94,7 @@ def _tasks_beaten(run: Run) -> str:
     return f"{verdicts.count('beats')} of {compared}" if compared else UNKNOWN
 
 
-def _last_scores(runs: Sequence[Run], key: TaskKey) -> list[tuple[int, Run, dict]]:
+def _last_scores(runs: Sequence[Run], key: TaskKey) -> list[tuple[int, Run, EvaluationRecord]]:
     """The newest score of a task of every run that has one, with the run's place."""
     return [(index, run, run.scored[key][-1]) for index, run in enumerate(runs) if key in run.scored]
 
@@ -105,7 +108,7 @@ def _unscored(runs: Sequence[Run]) -> dict[tuple[str, str], list[tuple[int, Run]
     return found
 
 
-def _verdict(row: dict) -> str:
+def _verdict(row: EvaluationRecord) -> str:
     """What `compare` found, in words, where it found something."""
     gain = value(row, "markov_bits_per_character") - value(row, "bits_per_character")
     words = {
@@ -159,13 +162,11 @@ def _sources(run: Run) -> str:
 
 
 def _parameters(run: Run) -> str:
-    """The model's size from its width, depth, context and vocabulary, to three digits; empty where unknown."""
-    sizes = [run.setting("model", key) for key in ("width", "depth", "context", "vocabulary")]
-    if not all(isinstance(size, int) for size in sizes):
+    """The model's size to three digits; empty where its config is not known or is of another version."""
+    try:
+        total = costs.parameters(ModelConfig.model_validate(run.config["model"]))
+    except (KeyError, TypeError, ValueError):
         return ""
-    width, depth, context, vocabulary = sizes
-    # a block: four attention matrices, two of the feed-forward part, norms and biases; then the embeddings and the head
-    total = depth * (12 * width**2 + 10 * width) + (2 * vocabulary + context) * width + vocabulary
     return f"{total / 1e9:.3g} B parameters" if total >= 1e9 else f"{total / 1e6:.3g} M parameters"
 
 
@@ -196,12 +197,12 @@ def _memory(run: Run) -> str:
     return f"{numpy.nanmax(memory):.1f}" if numpy.isfinite(memory).any() else UNKNOWN
 
 
-def _baseline(row: dict, kind: str) -> str:
+def _baseline(row: EvaluationRecord, kind: str) -> str:
     bits, order = value(row, f"{kind}_bits_per_character"), value(row, f"{kind}_order")
     return _bits(bits) + (f" ({order:.0f})" if bits == bits and order == order else "")
 
 
-def _score(row: dict) -> str:
+def _score(row: EvaluationRecord) -> str:
     error = value(row, "standard_error")
     return _bits(value(row, "bits_per_character")) + (f" ± {error:.3f}" if error == error else "")
 

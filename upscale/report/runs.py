@@ -14,7 +14,8 @@ import yaml
 
 from upscale.checkpoint.layout import CONFIG, EVALUATIONS, METRICS
 from upscale.console.text import harmless
-from upscale.files import parse_yaml, read_json_lines
+from upscale.evaluation.record import EvaluationRecord, read_evaluations
+from upscale.files import parse_yaml
 from upscale.training.record import StepRecord, read_steps
 
 TaskKey = tuple[str, str]
@@ -22,12 +23,6 @@ TaskKey = tuple[str, str]
 
 UNKNOWN = "–"
 """Stands in tables where there is no number."""
-
-_REQUIRED_EVALUATION = ("step", "instances", "bits_per_character")
-_EVALUATION_NUMBERS = (
-    *("step", "instances", "bits_per_character", "standard_error", "markov_bits_per_character", "markov_order"),
-    *("markov_published_bits_per_character", "markov_published_order", "optimal_bits_per_character", "samples"),
-)
 
 
 @dataclass(frozen=True)
@@ -44,8 +39,8 @@ class Run:
     """config.yaml as written."""
     metrics: list[StepRecord]
     """One record a logged step, steps strictly rising; never empty."""
-    evaluations: list[dict[str, Any]]
-    """One mapping for each task, split and step."""
+    evaluations: list[EvaluationRecord]
+    """One record for each task, split and step."""
 
     def setting(self, section: str, key: str) -> Any:
         """A value of the config, or None where the config does not say."""
@@ -54,7 +49,7 @@ class Run:
 
     def column(self, field: str) -> numpy.ndarray:
         """One field or property of StepRecord over the logged steps, shape (steps,), NaN where it is not known."""
-        return numpy.array([_number(getattr(record, field)) for record in self.metrics], dtype=float)
+        return numpy.array([value(record, field) for record in self.metrics], dtype=float)
 
     @cached_property
     def instances(self) -> numpy.ndarray:
@@ -84,27 +79,20 @@ class Run:
         return (numpy.flatnonzero(changed) + 1).tolist()
 
     @cached_property
-    def scored(self) -> dict[TaskKey, list[dict[str, Any]]]:
+    def scored(self) -> dict[TaskKey, list[EvaluationRecord]]:
         """The evaluations that have a number, by task and split, instances rising."""
-        by_task: dict[TaskKey, list[dict[str, Any]]] = {}
-        for row in self.evaluations:
-            if not math.isnan(_number(row.get("bits_per_character"))):
-                by_task.setdefault(task_key(row), []).append(row)
-        return {key: sorted(rows, key=lambda row: row["instances"]) for key, rows in by_task.items()}
+        by_task: dict[TaskKey, list[EvaluationRecord]] = {}
+        for record in sorted(self.evaluations, key=lambda record: record.instances):
+            if not math.isnan(value(record, "bits_per_character")):
+                by_task.setdefault(record.key, []).append(record)
+        return by_task
 
     @cached_property
     def unscored(self) -> dict[str, str]:
         """Why a task has no number, for the tasks whose newest evaluation has none."""
-        newest: dict[str, dict[str, Any]] = {}
-        for row in sorted(self.evaluations, key=lambda row: row.get("step") or 0):
-            newest[row["task"]] = row
-        without = {task: row for task, row in newest.items() if math.isnan(value(row, "bits_per_character"))}
-        return {task: str(row.get("skipped") or "the model's output was not finite") for task, row in without.items()}
-
-
-def task_key(row: dict[str, Any]) -> TaskKey:
-    """The task and the split of one line of evaluations.jsonl."""
-    return str(row["task"]), str(row.get("split") or "")
+        newest = {record.task: record for record in sorted(self.evaluations, key=lambda record: record.step)}
+        without = [record for record in newest.values() if math.isnan(value(record, "bits_per_character"))]
+        return {record.task: record.skipped or "the model's output was not finite" for record in without}
 
 
 def task_title(key: TaskKey) -> str:
@@ -118,9 +106,13 @@ def count(number: float) -> str:
     return UNKNOWN if math.isnan(number) else f"{number:,.0f}"
 
 
-def value(row: dict[str, Any], field: str) -> float:
-    """A number of one line, NaN where it is null or absent."""
-    return _number(row.get(field))
+def value(record: EvaluationRecord | StepRecord, field: str) -> float:
+    """A number of one record, NaN where it is null or not finite, which no plot and no table can place."""
+    given = getattr(record, field)
+    try:
+        return float(given) if given is not None and math.isfinite(given) else math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        return math.nan
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -135,16 +127,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     runs = []
     for (path, config, text), name in zip(contents, names, strict=True):
         label = f"{name} ({path})" if names.count(name) > 1 else name
-        runs.append(Run(label, path, config, text, _read_metrics(path), _read_evaluations(path)))
+        runs.append(Run(label, path, config, text, _read_metrics(path), read_evaluations(path / EVALUATIONS)))
     return runs
-
-
-def _number(given: Any) -> float:
-    """A finite number as it is; NaN for null, for text and for an infinity, which no plot and no table can place."""
-    try:
-        return float(given) if isinstance(given, (int, float)) and math.isfinite(given) else math.nan
-    except OverflowError:  # an integer of more than 308 digits
-        return math.nan
 
 
 def _name(path: Path, config: dict[str, Any]) -> str:
@@ -187,48 +171,3 @@ def _read_metrics(path: Path) -> list[StepRecord]:
             f"{path} has no metrics yet: {file} has no complete line; report it after its first logged step"
         )
     return steps
-
-
-def _read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """The evaluations; of two of the same task, split and step the later line counts."""
-    file = path / EVALUATIONS
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for number, row in _read_lines(file):
-        if not isinstance(row.get("task"), str):
-            raise ValueError(f"{file}, line {number}: the field task is {row.get('task')!r}; it must be a string")
-        required = () if row.get("skipped") else _REQUIRED_EVALUATION
-        _check_numbers(file, number, row, required=required, numbers=_EVALUATION_NUMBERS)
-        latest[(*task_key(row), row.get("step"))] = row
-    return list(latest.values())
-
-
-def _check_numbers(
-    file: Path, number: int, row: dict[str, Any], *, required: Sequence[str], numbers: Sequence[str]
-) -> None:
-    """Numbers may be null (a loss that overflowed is) but not text; step and instances must be there and finite."""
-    for field in required:
-        if field not in row:
-            raise ValueError(f"{file}, line {number}: the field {field} is missing")
-    for field in numbers:
-        given = row.get(field)
-        if given is not None and (isinstance(given, bool) or not isinstance(given, (int, float))):
-            raise ValueError(f"{file}, line {number}: the field {field} is {given!r}; it must be a number or null")
-    for field in ("step", "instances"):
-        if field in required and not math.isfinite(_number(row[field])):
-            raise ValueError(f"{file}, line {number}: the field {field} is {row[field]!r}; it must be a finite number")
-
-
-def _read_lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a jsonl file with their line numbers; a missing file has none.
-
-    A run may be writing while we read, so a last line without its end is left out. Any other line that does not parse
-    is damage, and hiding it would bend the curves.
-    """
-    if not file.is_file():
-        return []
-    try:
-        return list(enumerate(read_json_lines(file), start=1))
-    except OSError as error:
-        raise ValueError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from error

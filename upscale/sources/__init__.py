@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 KINDS: dict[str, type[SourceSettings]] = components(sys.modules[__name__], SourceSettings)
 """The settings class of every kind of source, by the name that `data.sources: [{kind: NAME}]` gives it."""
 
-AnySource = Annotated[reduce(or_, dict.fromkeys(KINDS.values())), Field(discriminator="kind")]
+if TYPE_CHECKING:
+    AnySource = SourceSettings
+else:
+    AnySource = Annotated[reduce(or_, dict.fromkeys(KINDS.values())), Field(discriminator="kind")]
 """The type of an entry of `data.sources`."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +110,9 @@ class Plan:
         return [arm for arm, steps in self.study.arms.items() if stage in [step.stage for step in steps]]
 
 
-def make(path: Path, study: Study, overrides: list[str] = (), runs: Path | None = None, to: Path | None = None) -> Plan:
+def make(
+    path: Path, study: Study, overrides: Sequence[str] = (), runs: Path | None = None, to: Path | None = None
+) -> Plan:
     """Raises UserError with the mistakes of every member, before anything is started."""
     folder = runs or Path(study.runs if study.runs != AUTO else f"runs/{study.name}")
     to = to or (Path(study.to) if study.to != AUTO else folder)
@@ -141,7 +143,7 @@ def seed_of(stage: str, seed: int) -> int:
     return zlib.crc32(stage.encode()) * 1000 + seed
 
 
-def _chain(study: Study, steps: list[Step], seed: int, overrides: list[str], folder: Path) -> list[Member]:
+def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str], folder: Path) -> list[Member]:
     chain: list[Member] = []
     labels: list[str] = []
     for step in steps:
@@ -174,7 +176,7 @@ def _typed(settings: dict) -> list[str]:
     ]
 
 
-def _problems_of_settings(study: Study, overrides: list[str]) -> Iterator[str]:
+def _problems_of_settings(study: Study, overrides: Sequence[str]) -> Iterator[str]:
     places = [("set", key) for key in study.set] + [("override", text.partition("=")[0]) for text in overrides]
     places += [(f"stages.{name}.set", key) for name, stage in study.stages.items() for key in stage.set]
     for place, key in places:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from upscale.config import files as config_files
 from upscale.console.text import aligned_table
@@ -173,7 +174,7 @@ def picture(results: Sequence[Result]) -> bytes:
     figure = Figure(figsize=(6.4 * len(results), 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     arms = list(dict.fromkeys(arm for result in results for arm in result.runs))
-    lines = {}
+    lines: dict[str, Any] = {}
     for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
         later = []
         for arm, runs in result.runs.items():

@@ -10,8 +10,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from upscale.evaluation.record import EvaluationRecord
 from upscale.report.comparison import instances_to_reach, margin
 from upscale.report.runs import Run, read_runs, value
 from upscale.study.plan import Plan
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def outcome(
-    rows: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], context: int, tokens_before: int
+    rows: Sequence[EvaluationRecord], baseline: Sequence[EvaluationRecord], context: int, tokens_before: int
 ) -> Outcome:
     """From the evaluations of the compared stage, instances rising; tokens are on the line between two of them."""
     ends = value(baseline[-1], "bits_per_character")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from upscale.checkpoint.layout import METRICS
+from upscale.console.progress import status_line
 from upscale.console.text import duration
 from upscale.errors import INTERRUPTED_EXIT_CODE, RUN_ERROR_EXIT_CODE, STOPPED_EXIT_CODE
 from upscale.study.plan import Member
@@ -64,7 +65,7 @@ class Runner:
             )
         if self.stopping is not None:  # it came while the process was being started
             self._receive(self.stopping, None)
-        code = self._wait(member, title)
+        code = _wait(self.process, member, title)
         self.process = None
         if self.stopping is not None:
             return
@@ -74,15 +75,6 @@ class Runner:
         lines = console.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         told = "\n".join(f"    {line}" for line in lines)
         self._fail(member, f"{title}: FAILED with exit code {code}; the end of {console}:\n{told}")
-
-    def _wait(self, member: Member, title: str) -> int:
-        shown = time.monotonic()
-        while (code := self.process.poll()) is None:
-            time.sleep(POLL_SECONDS)
-            if sys.stdout.isatty() and time.monotonic() - shown > PROGRESS_SECONDS:
-                shown = time.monotonic()
-                print(f"\r\x1b[K{title}: {_progress(member)}", end="", flush=True)
-        return code
 
     def _receive(self, number: int, _frame) -> None:
         """Hand the signal to the supervisor, which hands it to every rank: they save, or end at once, as it asks.
@@ -98,12 +90,24 @@ class Runner:
         self._say(message)
 
     def _say(self, text: str) -> None:
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)
+        print(text, flush=True)
 
 
 def _with_package(path: str | None) -> str:
     """The children run this very package, wherever it is."""
     return os.pathsep.join([str(Path(__file__).parents[2]), *([path] if path else [])])
+
+
+def _wait(process: subprocess.Popen, member: Member, title: str) -> int:
+    """The exit code, when it has ended; until then a terminal shows how far it is."""
+    shown = time.monotonic()
+    with status_line(sys.stdout) as show:
+        while (code := process.poll()) is None:
+            time.sleep(POLL_SECONDS)
+            if show and time.monotonic() - shown > PROGRESS_SECONDS:
+                shown = time.monotonic()
+                show(f"{title}: {_progress(member)}")
+    return code
 
 
 def _progress(member: Member) -> str:

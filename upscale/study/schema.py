@@ -123,7 +123,7 @@ def nearest(name: str, allowed: typing.Iterable[str]) -> str:
     return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(allowed)}"
 
 
-def _described(tree: dict, detail: dict) -> str:
+def _described(tree: dict, detail: typing.Mapping[str, Any]) -> str:
     """One line from one of pydantic's errors: key, what is wrong, what was given."""
     *parents, leaf = location = [part for part in detail["loc"] if part != "[key]"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from upscale.checkpoint.layout import EVALUATIONS, METRICS
 from upscale.config import Config
 from upscale.config.files import as_tree
+from upscale.evaluation.record import EvaluationRecord
 from upscale.files import read_json_lines, write_atomically
 from upscale.training.record import StepRecord
 
@@ -140,18 +141,16 @@ class Tracker:
         if self.wandb:
             self.wandb.log({key: value for key, value in fields.items() if value is not None}, step=record.step)
 
-    def evaluations(self, records: list[dict]) -> None:
+    def evaluations(self, records: list[EvaluationRecord]) -> None:
         """The records of one evaluation, which take the place of what an interrupted one wrote of the same step."""
         if not self.is_main:
             return
-        new = {(record["step"], record["task"], record["split"]) for record in records}
+        new = {(record.step, record.task, record.split) for record in records}
         self._keep(EVALUATIONS, lambda old: (old["step"], old["task"], old["split"]) not in new)
         for record in records:
-            self._append(EVALUATIONS, record)
-            if self.wandb and record["bits_per_character"] is not None:
-                self.wandb.log(
-                    {f"bits_per_character/{record['task']}": record["bits_per_character"]}, step=record["step"]
-                )
+            self._append(EVALUATIONS, record.as_object())
+            if self.wandb and record.bits_per_character is not None:
+                self.wandb.log({f"bits_per_character/{record.task}": record.bits_per_character}, step=record.step)
 
     def progress(self, text: str) -> None:
         """What is going on between steps; shown on a terminal only, where it is replaced."""

@@ -51,7 +51,7 @@ def settle(config: Config, world: World, kept: str | None = None) -> Choice:
     measured slowdown where a rank's device has no bfloat16 instructions. Raises UserError, on every rank, where such a
     device cannot compute bfloat16 products at all.
     """
-    given = config.engine.precision
+    given: str = config.engine.precision
     lacking = _first_lacking(world)
     here = "bf16" if lacking is None else "fp32"
     why = lacking or ("GPUs have" if world.device.type == "cuda" else "CPU has") + " bfloat16 instructions"

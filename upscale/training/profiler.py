@@ -63,4 +63,5 @@ class Profiler:
         return f"profile of steps {self.first} to {step}: {self.folder / name}.json.gz, the other ranks' beside it"
 
     def _holds(self, step: int) -> bool:
-        return self.settings.start <= step < self.settings.start + self.settings.steps
+        window = self.settings
+        return window is not None and window.start <= step < window.start + window.steps

@@ -64,7 +64,7 @@ class SpikeGuard:
 
     def reason(self) -> str | None:
         """What was found in the last step, if anything."""
-        if not self.found:
+        if not self.settings or not self.found:
             return None
         return (
             f"loss of {self.loss:.4f} nats is {self.loss / self.median:.2f} times the median of the last "

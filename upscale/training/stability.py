@@ -60,7 +60,8 @@ class Observer:
         seen: dict[str, list[torch.Tensor]] = {"largest": [], "squares": [], "gates": []}
         with ExitStack() as stack:
             for block in self.blocks[:active]:
-                inner, query = inside(block), []
+                inner = inside(block)
+                query: list[torch.Tensor] = []
                 attention = inner.attention
                 query_end, key_end = attention.ends
                 for module, hook in (
