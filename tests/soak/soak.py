@@ -115,7 +115,7 @@ class Round(Ground):
         self.happened: list[dict] = []
         self.shapes: list[tuple[int, str]] = []
         self.process: Forked | None = None
-        self.damaged = self.refused_starts = 0
+        self.damaged = self.refused_starts = self.killed_supervisors = 0
         self.loss_difference = 0.0
 
     def live(self, kinds: dict[str, Callable[[Round], None]], faults: int, tell: Callable[[dict], None]) -> int:
@@ -165,6 +165,7 @@ class Round(Ground):
 
     def kill_everything(self) -> None:
         """As a power failure: nobody says anything to anybody."""
+        self.killed_supervisors += 1
         for pid in [self.process.pid, *self.ranks()]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
