@@ -29,6 +29,7 @@ from upscale.errors import STOPPED_EXIT_CODE
 ENGINES = ["engine.name=fsdp", *(f"engine.zero_stage={stage}" for stage in (0, 1, 2, 3))]
 HANG_SECONDS, GRACE_SECONDS = 15, 8
 PATIENCE_SECONDS = 300
+MOST_PATIENT = 6.0
 EVALUATED_STEPS, MILESTONE_STEPS, BATCH = 5, 10, 12
 DISK_BYTES = 64 << 20
 
@@ -63,8 +64,8 @@ class Limits:
 
     @classmethod
     def on_this_machine(cls, most_ranks: int, engines: list[str], small_disk: bool) -> Limits:
-        """With as much more time as it is slower than a free one."""
-        slower = pace.measure()
+        """With as much more time as it is slower than a free one, but no hang of many minutes."""
+        slower = min(pace.measure(), MOST_PATIENT)
         return cls(most_ranks, engines, small_disk, HANG_SECONDS * slower, GRACE_SECONDS * slower)
 
 
