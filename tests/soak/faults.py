@@ -47,6 +47,7 @@ def kill_the_supervisor(run: Round) -> None:
     """Its ranks live on. A start beside them is refused, or, before they have begun, refuses them."""
     orphans = run.ranks()
     send(run.process.pid, signal.SIGKILL)
+    run.killed_supervisors += 1
     run.ends()
     if run.random.random() < 0.5:
         run.start()

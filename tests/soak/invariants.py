@@ -96,13 +96,12 @@ def of_evaluations(run: Round, reference: Reference, steps: int) -> list[str]:
 def of_followups(run: Round, steps: int) -> list[str]:
     """The jobs that slurm/'s watcher has submitted by now: one for each milestone, whatever cut it short before."""
     submit_due(run.directory)
-    found = [record["step"] for record in followups.records(run.directory)]
-    damaged = {step for step in range(MILESTONE_STEPS, steps + 1, MILESTONE_STEPS) if step not in found}
-    if len(found) != len(set(found)) or not set(found) <= set(range(MILESTONE_STEPS, steps + 1, MILESTONE_STEPS)):
-        return [f"follow-ups of steps {found}"]
-    # A milestone that was damaged and refused, or undone by such a resume, has no job; every readable one has.
-    lost = damaged & {step for step in readable(run.directory) if step % MILESTONE_STEPS == 0}
-    return [f"no follow-ups of {sorted(lost)}"] if lost else []
+    found = sorted(record["step"] for record in followups.records(run.directory))
+    # A milestone may have been damaged, and its job been submitted before.
+    due = {step for step in readable(run.directory) if step % MILESTONE_STEPS == 0}
+    allowed = set(range(MILESTONE_STEPS, steps + 1, MILESTONE_STEPS))
+    right = len(found) == len(set(found)) and due <= set(found) <= allowed
+    return [] if right else [f"follow-ups of steps {found}, with milestones at {sorted(due)}"]
 
 
 def readable(directory: Path) -> set[int]:
@@ -149,6 +148,8 @@ def of_what_is_left(run: Round) -> list[str]:
         found.append(f"ports {taken} are left")
     half = [path for path in run.directory.rglob("*") if path.name.startswith(".")]
     extra = [path for path in (run.folder / "temporary").iterdir() if not path.name.startswith("torchinductor")]
+    # A killed supervisor cannot remove the folder of its heartbeats.
+    extra = extra[min(run.killed_supervisors, sum(path.name.startswith("upscale-") for path in extra)) :]
     turns = list((run.directory / lock.FOLDER).iterdir())
     if half or extra or len(turns) != 1:
         found.append(f"files left: {[str(path) for path in [*half, *extra, *turns[1:]]]}")

@@ -65,6 +65,7 @@ def supervise(folder: str, rows: str, arguments: list[str], grace_seconds: float
     """`python -m upscale.launch.supervisor ARGUMENTS`, which gives up on no step, since faults may repeat at one."""
     os.environ.update(SOAK=folder, SOAK_ROWS=rows, TMPDIR=f"{folder}/temporary")
     tempfile.tempdir = None
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when the soak itself was started by nohup
     _register()
     supervisor.subprocess = SimpleNamespace(Popen=Fork, TimeoutExpired=subprocess.TimeoutExpired)
     supervisor.GRACE_SECONDS, supervisor.LONGEST_BACKOFF_SECONDS = grace_seconds, 0.5

@@ -29,6 +29,7 @@ from upscale.errors import STOPPED_EXIT_CODE
 ENGINES = ["engine.name=fsdp", *(f"engine.zero_stage={stage}" for stage in (0, 1, 2, 3))]
 HANG_SECONDS, GRACE_SECONDS = 15, 8
 PATIENCE_SECONDS = 300
+MOST_PATIENT = 6.0
 EVALUATED_STEPS, MILESTONE_STEPS, BATCH = 5, 10, 12
 DISK_BYTES = 64 << 20
 
@@ -63,8 +64,8 @@ class Limits:
 
     @classmethod
     def on_this_machine(cls, most_ranks: int, engines: list[str], small_disk: bool) -> Limits:
-        """With as much more time as it is slower than a free one."""
-        slower = pace.measure()
+        """With as much more time as it is slower than a free one, but no hang of many minutes."""
+        slower = min(pace.measure(), MOST_PATIENT)
         return cls(most_ranks, engines, small_disk, HANG_SECONDS * slower, GRACE_SECONDS * slower)
 
 
@@ -115,7 +116,7 @@ class Round(Ground):
         self.happened: list[dict] = []
         self.shapes: list[tuple[int, str]] = []
         self.process: Forked | None = None
-        self.damaged = self.refused_starts = 0
+        self.damaged = self.refused_starts = self.killed_supervisors = 0
         self.loss_difference = 0.0
 
     def live(self, kinds: dict[str, Callable[[Round], None]], faults: int, tell: Callable[[dict], None]) -> int:
@@ -165,6 +166,7 @@ class Round(Ground):
 
     def kill_everything(self) -> None:
         """As a power failure: nobody says anything to anybody."""
+        self.killed_supervisors += 1
         for pid in [self.process.pid, *self.ranks()]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
