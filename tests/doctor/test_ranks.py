@@ -40,6 +40,7 @@ def examined(world: World, folder: str, changes: dict[str, object]) -> tuple[dic
         mock.patch("platform.node", lambda: f"n{place}"),
         mock.patch.object(devices, "product_flops", lambda *given: real_flops(*given) / slower),
         mock.patch.object(versions, "version", lambda name: "9.9" if place == 1 else real_version(name)),
+        mock.patch("upscale.doctor.storage.SECONDS_TO_APPEAR", 1.0),
         mock.patch("upscale.doctor.clocks.time.time", lambda: real_time() + later),
         *(mock.patch.object(versions, name, lambda: f"other {place // 2}") for name in changes),
     ]

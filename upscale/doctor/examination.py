@@ -46,11 +46,15 @@ class Examination:
     def lost(self, silent: Sequence[int]) -> Record:
         """The record of ranks that do not answer in the current check."""
         nodes = self.session.nodes
-        where = ", ".join(f"{rank} ({nodes[rank]})" for rank in silent) or "none: all still answer"
+        where = ", ".join(f"{rank} ({nodes[rank]})" for rank in silent)
         advice = (
             f"rank {where} did not answer in the check of {self.current.kind}. Look at that node and its GPU "
             "(nvidia-smi, dmesg), and leave it out (sbatch --exclude=NODE)"
         )
+        if not silent:
+            advice = (
+                f"the check of {self.current.kind} took too long, though all ranks answer: give --timeout more seconds"
+            )
         first = silent[0] if silent else self.session.world.rank
         return Record(self.current.kind, "answers", first, nodes[first], "no", "", PROBLEM, advice)
 
