@@ -47,9 +47,8 @@ class Generator(Check):
             name = f"{settings.kind} {place + 1}" if len(config.data.sources) > 1 else settings.kind
             source = settings.build(config.model.vocabulary)
             rows = written(source, config.model, device)
-            share = agreement(
-                rows, written(reference(source, settings, config.model), config.model, torch.device("cpu"))
-            )
+            plain = written(reference(source, settings, config.model), config.model, torch.device("cpu"))
+            share = agreement(rows, plain, source.seed_tokens)
             problem = None
             if share < LEAST_SHARE:
                 problem = (
@@ -92,6 +91,6 @@ def written(source: Source, model: ModelConfig, device: torch.device) -> torch.T
     return source.write(Stream(KEY, range(LANES), [1] * LANES, device), conditions, seeds).cpu()
 
 
-def agreement(rows: torch.Tensor, expected: torch.Tensor) -> float:
-    """The share of the first tokens after the seeds' that are equal; sources without such a start give equal rows."""
-    return (rows == expected)[..., : rows.shape[-1] - TOKENS + COMPARED_TOKENS].float().mean().item()
+def agreement(rows: torch.Tensor, expected: torch.Tensor, seed_tokens: int) -> float:
+    """The share of the first tokens after the seeds' that are equal."""
+    return (rows == expected)[..., seed_tokens : seed_tokens + COMPARED_TOKENS].float().mean().item()
