@@ -18,7 +18,7 @@ from upscale.sources import Source, SourceSettings
 from upscale.sources.recurrent import RecurrentSource
 from upscale.sources.tokens import token_dtype
 
-LANES, ROWS, TOKENS = 2, 8, 32
+LANES, ROWS = 2, 4
 COMPARED_TOKENS, LEAST_SHARE = 12, 0.9
 WORDS = 4096
 ZERO_BLOCK = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
@@ -81,7 +81,7 @@ def reference(source: Source, settings: SourceSettings, model: ModelConfig) -> S
 
 def written(source: Source, model: ModelConfig, device: torch.device) -> torch.Tensor:
     """Rows of a few lanes, (LANES, ROWS, length) tokens on the CPU: the same wherever they are written."""
-    length = min(TOKENS + source.seed_tokens, model.context + 1)
+    length = model.context + 1  # some sources write whole frames
     noise = Stream(KEY, range(LANES), [0] * LANES).integers(
         Purpose.START_NOISE, model.vocabulary, ROWS, length + source.seed_tokens
     )
