@@ -78,6 +78,10 @@ def test_a_slow_node_is_told_from_a_slow_link():
     assert not bad(judge_pairs(pairs(n1n2=5.0), nodes[:2], 0.5)), "one link alone has no median"
 
 
+def test_large_numbers_are_written_out():
+    assert table(records(20_000.0, 0.123456)).splitlines()[1].split()[-4:] == ["0.1235", "10,000", "20,000", "GB/s"]
+
+
 def test_the_table_has_one_line_a_thing_and_the_lines_say_what_to_do():
     mixed = [*slow_ones(records(10.0, 9.0, 2.0), ["speed"], "cpu", "Look."), *records("a", "b", "a", name="version")]
     lines = table(mixed).splitlines()
