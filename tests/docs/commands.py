@@ -216,6 +216,8 @@ def script(path: str, words: tuple[str, ...]) -> None:
         upscale(("train", "--config", given, *words))
     elif path == "slurm/evaluate.sh":
         upscale(("evaluate", "--run", *words))
+    elif path == "slurm/doctor.sh":
+        upscale(("doctor", *words))
     elif path == "slurm/study.sh":
         parser = argparse.ArgumentParser(allow_abbrev=False)
         for name in ("--config", "--milestones", "--template"):

@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise RunError(reason)
         return code
 
-    world = World.join(timeout_seconds=options.timeout)
+    # Collectives wait longer than the watchdog, which names the ranks that do not answer.
+    world = World.join(timeout_seconds=2 * options.timeout + 60)
     session = Session.begin(precision.settle(config, world).config, world)
     examination = Examination(session)
     watchdog = Watchdog(options.timeout, lambda: _lost(examination, options.to))
@@ -108,6 +109,6 @@ def _lost(examination: Examination, to: Path) -> str:
     world = examination.session.world
     record = examination.lost(world.silent_ranks())
     if world.is_main:
-        examination.records.append(record)
+        examination.records += [] if record in examination.records else [record]
         _finish(examination, to)
     return f"rank {world.rank}: {record.advice}"

@@ -49,16 +49,18 @@ class Devices(Check):
         if device.type == "cuda":
             found.append(self.record(session, TO_DEVICE, host_bytes_per_second(device, True) / 1e9, "GB/s"))
             found.append(self.record(session, FROM_DEVICE, host_bytes_per_second(device, False) / 1e9, "GB/s"))
-            found = [self._beside_the_sheet(one, device) for one in found]
+            found = [self._beside_the_sheet(one, device, dtype) for one in found]
         return found
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
         kind = session.device.type
         return slow_ones(records, (PRODUCT, MEMORY, TO_DEVICE, FROM_DEVICE), kind, ADVICE[kind])
 
-    def _beside_the_sheet(self, record: Record, device: torch.device) -> Record:
+    def _beside_the_sheet(self, record: Record, device: torch.device, dtype: torch.dtype) -> Record:
         sheet = data_sheet(device)
-        peaks = {PRODUCT: sheet.peak_flops / 1e12, MEMORY: sheet.memory_bandwidth / 1e9} if sheet else {}
+        peaks = {MEMORY: sheet.memory_bandwidth / 1e9} if sheet else {}
+        if sheet and dtype == torch.bfloat16:  # the sheet's
+            peaks[PRODUCT] = sheet.peak_flops / 1e12
         peak = peaks.get(record.name)
         if peak is None or record.verdict == PROBLEM or record.value >= LEAST_SHARE * peak:
             return record

@@ -46,11 +46,15 @@ class Examination:
     def lost(self, silent: Sequence[int]) -> Record:
         """The record of ranks that do not answer in the current check."""
         nodes = self.session.nodes
-        where = ", ".join(f"{rank} ({nodes[rank]})" for rank in silent) or "none: all still answer"
+        where = ", ".join(f"{rank} ({nodes[rank]})" for rank in silent)
         advice = (
             f"rank {where} did not answer in the check of {self.current.kind}. Look at that node and its GPU "
             "(nvidia-smi, dmesg), and leave it out (sbatch --exclude=NODE)"
         )
+        if not silent:
+            advice = (
+                f"the check of {self.current.kind} took too long, though all ranks answer: give --timeout more seconds"
+            )
         first = silent[0] if silent else self.session.world.rank
         return Record(self.current.kind, "answers", first, nodes[first], "no", "", PROBLEM, advice)
 
@@ -98,7 +102,7 @@ def table(records: Sequence[Record]) -> str:
         )
         numbers = [one.value for one in some if isinstance(one.value, float)]
         if numbers:
-            shown = [f"{value:.4g}" for value in (min(numbers), statistics.median(numbers), max(numbers))]
+            shown = [_number(value) for value in (min(numbers), statistics.median(numbers), max(numbers))]
             shown = [*shown, some[0].unit] if len(numbers) > 1 else ["", shown[1], "", some[0].unit]
         else:
             (value, count), *others = Counter(str(one.value) for one in some).most_common()
@@ -118,9 +122,14 @@ def problem_lines(records: Sequence[Record]) -> list[str]:
     for (check, name, node, _, advice), some in groups.items():
         ranks = ", ".join(str(one.rank) for one in some)
         value, unit = some[0].value, some[0].unit
-        shown = "" if value is None else f" {value:.4g} {unit}" if isinstance(value, float) else f" {value}"
+        shown = "" if value is None else f" {_number(value)} {unit}" if isinstance(value, float) else f" {value}"
         lines.append(f"  {check}: {name}{shown.rstrip()} on rank {ranks} ({node}): {advice.rstrip('.')}.")
     return lines
+
+
+def _number(value: float) -> str:
+    """Four digits, or all of a large number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _count(records: Sequence[Record]) -> str:

@@ -39,15 +39,16 @@ class Links(Check):
         if world.size == 1:
             return []
         found = [self._whole(session)]
-        for ranks in nodes.values():
-            group = self._group(session, ranks) if len(ranks) > 1 else None
-            if group:
-                rate = bus_bytes_per_second(group)
-                found.append(self.record(session, INSIDE, rate / 1e9, "GB/s", self._without_nvlink(session, rate)))
+        # All groups first: making one waits for every rank.
+        inside = [self._group(session, ranks) for ranks in nodes.values() if len(ranks) > 1]
+        world.barrier()
+        for group in filter(None, inside):
+            rate = bus_bytes_per_second(group)
+            found.append(self.record(session, INSIDE, rate / 1e9, "GB/s", self._without_nvlink(session, rate)))
         leaders = {node: ranks[0] for node, ranks in nodes.items()}
         for pairs in rounds(list(nodes)):
-            world.barrier()
             groups = [(pair, self._group(session, [leaders[node] for node in pair])) for pair in pairs]
+            world.barrier()
             for pair, group in groups:
                 if group:
                     name = f"{BETWEEN} {' and '.join(pair)}"
