@@ -88,7 +88,7 @@ class UTMSettings(SourceSettings):
     program_length: Bound = 100
     """Instructions a program may hold."""
     sampler: Literal["uniform", "markov"] = "uniform"
-    """uniform: every instruction equally likely; markov: an order-2 chain with counts of our own, for far richer programs."""
+    """uniform: every instruction equally likely; markov: an order-2 chain of own counts, for far richer programs."""
     padding: Literal["repeat", "zero"] = "repeat"
     """What follows a program's output in its row: the output again and again, or token 0."""
     permute: bool = True

@@ -1,0 +1,78 @@
+"""The sources of lists and stacks, as their definitions read: one sample at a time."""
+
+from tests.reference.row_sources import RowSource, uniform, words
+from upscale.randomness.streams import Purpose
+
+
+class Samples(RowSource):
+    """Rows of samples, one after the other; `sample` gives tokens and which of them are targets."""
+
+    def row(self, stream, rows, row, length):
+        tokens = []
+        count = -(-length // self.length)
+        for number in range(count):
+            sample, targets = self.sample(stream, rows * count, row * count + number)
+            assert len(sample) == len(targets) == self.length
+            tokens += [token if target else -1 - token for token, target in zip(sample, targets, strict=True)]
+        return tokens[:length]
+
+
+class ListsSource(Samples):
+    def __init__(self, *, vocabulary, task, items=64, values=100, loss="answer"):
+        self.task, self.items, self.values, self.loss = task, items, values, loss
+        self.length = 2 * items + {"union": 2, "delete": 3}.get(task, 1)
+
+    def sample(self, stream, samples, number):
+        separator, pad = self.values, self.values + 1
+        x = [1 + (w * (self.values - 1) >> 32) for w in words(stream, Purpose.LIST_VALUE, samples, number, self.items)]
+        question = [*x, separator]
+        if self.task == "identity":
+            answer = list(x)
+        elif self.task == "reverse":
+            answer = x[::-1]
+        elif self.task == "sort":
+            answer = sorted(x)
+        elif self.task == "delete":
+            query = 1 + (words(stream, Purpose.LIST_QUERY, samples, number, 1)[0] * (self.values - 1) >> 32)
+            question += [query, separator]
+            answer = list(x)
+            if query in answer:
+                answer.remove(query)
+        else:
+            answer = list(dict.fromkeys(x))
+            if self.task == "union":
+                half = self.items // 2
+                question = [*x[:half], separator, *x[half:], separator]
+        targets = [self.loss == "all"] * len(question) + [True] * len(answer)
+        pads = self.items - len(answer)
+        return question + answer + [pad] * pads, targets + [self.loss == "all"] * pads
+
+
+class StackSource(Samples):
+    def __init__(self, *, vocabulary, operations=64, values=100):
+        self.operations, self.values, self.length = operations, values, 2 * operations + 1
+
+    def sample(self, stream, samples, number):
+        wishes = words(stream, Purpose.STACK_PUSH, samples, number, self.operations)
+        draws = words(stream, Purpose.STACK_VALUE, samples, number, self.operations)
+        # The free values in the order that swapping gives them: the definition leaves it open which one a word means.
+        order, size, tokens = list(range(1, self.values)), 0, []
+        for time in range(self.operations):
+            if time == self.operations - 1 and size > 1:
+                push = False
+            elif size <= 1:
+                push = True
+            else:
+                push = uniform(wishes[time]) < (0.75 if time < 2 * self.operations // 3 else 0.25)
+            if not push:
+                size -= 1
+                tokens.append(0)
+                continue
+            place = size + (draws[time] * (len(order) - size) >> 32)
+            order[size], order[place] = order[place], order[size]
+            tokens.append(order[size])
+            size += 1
+        stack = order[:size][::-1]
+        pads = self.operations - size
+        tokens += [self.values, *stack, *[self.values + 1] * pads]
+        return tokens, [False] * (self.operations + 1) + [True] * size + [False] * pads
