@@ -76,3 +76,36 @@ class StackSource(Samples):
         pads = self.operations - size
         tokens += [self.values, *stack, *[self.values + 1] * pads]
         return tokens, [False] * (self.operations + 1) + [True] * size + [False] * pads
+
+
+class NoisySetSource(Samples):
+    def __init__(self, *, vocabulary, values=128, total=511):
+        self.values, self.total, self.length = values, total, total + 1
+
+    def sample(self, stream, samples, number):
+        x, seen = [], []
+        for word in words(stream, Purpose.LIST_VALUE, samples, number, self.total):
+            value = 1 + (word * self.values >> 32)
+            if len(x) + 1 + len({*seen, value}) > self.total:
+                break
+            x.append(value)
+            seen += [value] if value not in seen else []
+        if len(x) + len(seen) < self.total:
+            x.append(seen[words(stream, Purpose.LIST_FILL, samples, number, 1)[0] * len(seen) >> 32])
+        return [*x, self.values + 1, *seen], [True] * self.length
+
+
+def noisy_set_law(values, total):
+    """The next token of a sample."""
+
+    def law(prefix):
+        if values + 1 in prefix:
+            x = prefix[: prefix.index(values + 1)]
+            return {list(dict.fromkeys(x))[len(prefix) - len(x) - 1]: 1.0}
+        left = total - len(prefix) - len(set(prefix))
+        if left == 0:
+            return {values + 1: 1.0}
+        choices = sorted(set(prefix)) if left == 1 else range(1, values + 1)
+        return {value: 1 / len(choices) for value in choices}
+
+    return law

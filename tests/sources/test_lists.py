@@ -6,6 +6,7 @@ import torch
 from tests.reference import list_sources as reference
 from tests.sources.common import assert_rows_do_not_depend_on_the_call, given
 from upscale.sources.lists import TASKS, ListsSource
+from upscale.sources.noisy_set import NoisySetSource
 from upscale.sources.stack import StackSource
 
 CASES = [
@@ -14,6 +15,9 @@ CASES = [
     (ListsSource, dict(vocabulary=1000, task="delete", items=6, values=900)),
     (StackSource, dict(vocabulary=256, operations=12, values=14)),
     (StackSource, dict(vocabulary=256)),
+    (NoisySetSource, dict(vocabulary=256, values=9, total=17)),
+    (NoisySetSource, dict(vocabulary=1000, values=998, total=40)),
+    (NoisySetSource, dict(vocabulary=3, values=1, total=2)),
 ]
 
 
@@ -28,7 +32,9 @@ def test_rows_are_those_of_the_definition_token_for_token(kind, arguments):
     stream, conditions, seeds = given(3, 4, 60, arguments["vocabulary"])
     written = kind(**arguments).write(stream, conditions, seeds)
     assert written.tolist() == oracle.write(stream, conditions.to(torch.int16), seeds).tolist()
-    assert written.dtype == (torch.uint8 if arguments.get("loss") == "all" else torch.int16)
+    all_targets = kind is NoisySetSource or arguments.get("loss") == "all"
+    assert written.dtype == (torch.uint8 if all_targets and arguments["vocabulary"] <= 256 else torch.int16)
+    assert (written >= 0).all() == all_targets
 
 
 @pytest.mark.parametrize(("kind", "arguments"), CASES[3::4], ids=name)
@@ -104,6 +110,8 @@ def test_stacks_keep_their_invariants():
         (ListsSource, dict(task="set", loss="some"), "loss is 'some'; allowed: answer, all"),
         (StackSource, dict(values=64), "values is 64; allowed: more than operations .64., to 254"),
         (StackSource, dict(operations=1), "operations is 1; allowed: 2 or more"),
+        (NoisySetSource, dict(values=255), "values is 255; allowed: 1 to the vocabulary less two .254."),
+        (NoisySetSource, dict(total=1), "total is 1; allowed: 2 or more"),
     ],
 )
 def test_mistakes_are_named(kind, arguments, words):

@@ -7,6 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from tests.reference import formal_sources as reference
+from tests.reference.list_sources import noisy_set_law
 from upscale.config import ModelConfig
 from upscale.sources import AnySource
 from upscale.sources.nesting import word_shares
@@ -35,6 +36,8 @@ def balanced(k, p, length):
         (dict(kind="dyck", brackets=2, variant="balanced", open_probability=0.8), balanced(2, 0.8, 9), 9),
         (dict(kind="shuffle_dyck", brackets=2, depth=3), reference.shuffle_law(2, 0.5, 3), 8),
         (dict(kind="shuffle_dyck", brackets=3, depth=9, open_probability=0.6), reference.shuffle_law(3, 0.6, 9), 6),
+        (dict(kind="noisy_set", values=3, total=8), noisy_set_law(3, 8), 9),
+        (dict(kind="noisy_set", values=2, total=5), noisy_set_law(2, 5), 6),
         (
             dict(kind="nesting", structure="nest", words=2, paired=True),
             reference.nest_law(word_shares(2, True).tolist(), 0.49),
@@ -62,6 +65,7 @@ def test_bits_of_each_token_are_those_of_all_rows(keys, law, length):
         (dict(kind="nesting", structure="repetition", words=500), 511, 3.81, 0.01),
         (dict(kind="nesting", structure="repetition", words=500, zipf=False), 511, 4.55, 0.01),
         (dict(kind="nesting", structure="nest", words=250, paired=True), 511, 4.452, 0.01),
+        (dict(kind="noisy_set", values=998, total=2047), 2047, 6.40, 0.01),
         (dict(kind="lists", task="set"), 128, 0.0, 0.0),
         (dict(kind="lists", task="sort", loss="all"), 128, 63 * math.log2(99) / 128, 1e-9),
         (dict(kind="cells"), 8 * 65 - 1, 63 / (8 * 65 - 1), 1e-9),

@@ -52,8 +52,13 @@ class Run:
         return values.get(key) if isinstance(values, dict) else None
 
     def column(self, field: str) -> numpy.ndarray:
-        """One field or property of StepRecord over the logged steps, shape (steps,), NaN where it is not known."""
-        return numpy.array([_number(getattr(record, field)) for record in self.metrics], dtype=float)
+        """One field or property of StepRecord over the logged steps, shape (steps,), NaN where it is not known.
+
+        `FIELD.NAME` is what a field that holds several has under that name.
+        """
+        field, _, name = field.partition(".")
+        values = [getattr(record, field) for record in self.metrics]
+        return numpy.array([_number((value or {}).get(name) if name else value) for value in values], dtype=float)
 
     @cached_property
     def instances(self) -> numpy.ndarray:
