@@ -109,3 +109,43 @@ def noisy_set_law(values, total):
         return {value: 1 / len(choices) for value in choices}
 
     return law
+
+
+class RewritingSource(RowSource):
+    def __init__(self, *, vocabulary, task="mixed", symbols=249):
+        self.task, self.symbols = task, symbols
+
+    def row(self, stream, rows, row, length):
+        count = -(-length // 47)
+        tokens = []
+        for number in range(row * count, (row + 1) * count):
+            question, answer = self.example(stream, rows * count, number)
+            tokens += [-1 - token for token in question] + answer
+        return tokens[:length]
+
+    def example(self, stream, examples, number):
+        """What is given, up to the 5, and the answer with its 6."""
+
+        def draw(purpose, count):
+            return words(stream, purpose, examples, number, count)
+
+        keys = draw(Purpose.REWRITE_ALPHABET, self.symbols)
+        alphabet = [7 + symbol for symbol in sorted(range(self.symbols), key=lambda s: (keys[s], s))[:68]]
+        upper, lower, operators = alphabet[:24], alphabet[24:48], alphabet[48:]
+        first, second = draw(Purpose.REWRITE_LENGTHS, 2)
+        u, signs = 3 + (first * 3 >> 32), 5 + (second * 15 >> 32)
+        drawn = draw(Purpose.REWRITE_PATTERN, 29)
+        pattern = [upper[word * u >> 32] for word in drawn[: 2 * u]]
+        pattern += [operators[word * 20 >> 32] for word in drawn[2 * u : 2 * u + signs]]
+        order = draw(Purpose.REWRITE_ORDER, 29)
+        pattern = [pattern[place] for place in sorted(range(len(pattern)), key=lambda place: (order[place], place))]
+        sizes = [2 + (word * 7 >> 32) for word in draw(Purpose.REWRITE_VALUE_LENGTH, 5)]
+        values = [(lower + operators)[word * 44 >> 32] for word in draw(Purpose.REWRITE_VALUE, 40)]
+        strings = {upper[v]: values[8 * v : 8 * v + sizes[v]] for v in range(u)}
+        mapping = [token for name, string in strings.items() for token in [name, 3, *string, 4]]
+        result = [token for symbol in pattern for token in strings.get(symbol, [symbol])]
+        task = draw(Purpose.REWRITE_TASK, 1)[0] * 3 >> 32
+        if self.task != "mixed":
+            task = ["deduct", "abduct", "induct"].index(self.task)
+        one, two, answer = [(pattern, mapping, result), (pattern, result, mapping), (result, mapping, pattern)][task]
+        return [task, *one, 4, *two, 5], [*answer, 6]

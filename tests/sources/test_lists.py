@@ -7,6 +7,7 @@ from tests.reference import list_sources as reference
 from tests.sources.common import assert_rows_do_not_depend_on_the_call, given
 from upscale.sources.lists import TASKS, ListsSource
 from upscale.sources.noisy_set import NoisySetSource
+from upscale.sources.rewriting import RewritingSource
 from upscale.sources.stack import StackSource
 
 CASES = [
@@ -15,6 +16,8 @@ CASES = [
     (ListsSource, dict(vocabulary=1000, task="delete", items=6, values=900)),
     (StackSource, dict(vocabulary=256, operations=12, values=14)),
     (StackSource, dict(vocabulary=256)),
+    *((RewritingSource, dict(vocabulary=256, task=task)) for task in ("mixed", "deduct", "abduct", "induct")),
+    (RewritingSource, dict(vocabulary=1007, symbols=1000)),
     (NoisySetSource, dict(vocabulary=256, values=9, total=17)),
     (NoisySetSource, dict(vocabulary=1000, values=998, total=40)),
     (NoisySetSource, dict(vocabulary=3, values=1, total=2)),
@@ -29,7 +32,8 @@ def name(value):
 def test_rows_are_those_of_the_definition_token_for_token(kind, arguments):
     """Against plain Python on the same random words, targets included."""
     oracle = getattr(reference, kind.__name__)(**arguments)
-    stream, conditions, seeds = given(3, 4, 60, arguments["vocabulary"])
+    length = 300 if kind is RewritingSource else 60
+    stream, conditions, seeds = given(3, 4, length, arguments["vocabulary"])
     written = kind(**arguments).write(stream, conditions, seeds)
     assert written.tolist() == oracle.write(stream, conditions.to(torch.int16), seeds).tolist()
     all_targets = kind is NoisySetSource or arguments.get("loss") == "all"
@@ -37,7 +41,7 @@ def test_rows_are_those_of_the_definition_token_for_token(kind, arguments):
     assert (written >= 0).all() == all_targets
 
 
-@pytest.mark.parametrize(("kind", "arguments"), CASES[3::4], ids=name)
+@pytest.mark.parametrize(("kind", "arguments"), CASES[1::3], ids=name)
 def test_a_lanes_rows_do_not_depend_on_who_shares_the_call(kind, arguments):
     assert_rows_do_not_depend_on_the_call(kind(**arguments), vocabulary=arguments["vocabulary"])
 
@@ -111,6 +115,8 @@ def test_stacks_keep_their_invariants():
         (StackSource, dict(values=64), "values is 64; allowed: more than operations .64., to 254"),
         (StackSource, dict(operations=1), "operations is 1; allowed: 2 or more"),
         (NoisySetSource, dict(values=255), "values is 255; allowed: 1 to the vocabulary less two .254."),
+        (RewritingSource, dict(task="guess"), "task is 'guess'; allowed: deduct, abduct, induct, mixed"),
+        (RewritingSource, dict(symbols=250), "symbols is 250; allowed: 68 to 249"),
         (NoisySetSource, dict(total=1), "total is 1; allowed: 2 or more"),
     ],
 )

@@ -156,7 +156,7 @@ class NestingSource(Source):
     def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """(L, rows, length) of the shape of `conditions`."""
         lanes, rows, length = conditions.shape
-        drawn = stream.bits(Purpose.NEST_WORD, rows * length).view(lanes * rows, length)
+        drawn = stream.bits(Purpose.NEST_WORD, rows * length).reshape(lanes * rows, length)
         drawn = torch.searchsorted(self.heights.to(stream.device), drawn, right=True)
         if self.structure == "repetition":
             place = torch.arange(length, device=stream.device)
@@ -172,7 +172,7 @@ class NestingSource(Source):
         crosses = (stream.uniform(Purpose.NEST_CROSS, rows, length) < self.cross_share).view(-1, length)
         if self.cross_share:
             law = torch.from_numpy(distance_law(length, self.open_probability)).to(stream.device)
-            words = stream.bits(Purpose.NEST_DISTANCE, rows * length).view(-1, length)
+            words = stream.bits(Purpose.NEST_DISTANCE, rows * length).reshape(-1, length)
             distances = torch.searchsorted(law, words.to(torch.float64) * 2.0**-32, right=True)
         # Place 0 holds nothing; depth d's word lies at place d. An empty place of a row is -1.
         held = torch.zeros(len(drawn), length + 2, dtype=torch.int64, device=stream.device)

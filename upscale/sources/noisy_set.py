@@ -94,7 +94,7 @@ class NoisySetSource(Source):
         answer = x.gather(-1, order)
         used = sums.gather(-1, kept - 1)
         distinct = used - kept
-        again = (stream.bits(Purpose.LIST_FILL, rows * count).view(*x.shape[:-1], 1) * distinct) >> 32
+        again = (stream.bits(Purpose.LIST_FILL, rows * count).reshape(*x.shape[:-1], 1) * distinct) >> 32
         x = torch.where(place == kept, answer.gather(-1, again), x)
         end = kept + (used < self.total)
         place = torch.arange(self.total + 1, device=stream.device).expand(*x.shape[:-1], -1)

@@ -76,7 +76,7 @@ class ShuffleDyckSource(Source):
         wishes = stream.uniform(Purpose.DYCK_OPEN, rows, length) < self.open_probability
         types = stream.integers(Purpose.DYCK_TYPE, self.brackets, rows, length)
         words = stream.bits(Purpose.SHUFFLE_CLOSE, rows * length)
-        wishes, types, words = (each.view(-1, length).T.contiguous() for each in (wishes, types, words))
+        wishes, types, words = (each.reshape(-1, length).T.contiguous() for each in (wishes, types, words))
         counts = torch.zeros(lanes * rows, self.brackets, dtype=torch.int16, device=stream.device)
         depth = torch.zeros(lanes * rows, dtype=torch.int64, device=stream.device)
         tokens = torch.empty_like(types)

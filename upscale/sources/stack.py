@@ -72,7 +72,7 @@ class StackSource(Source):
         count = -(-length // (2 * n + 1))
         samples = lanes * rows * count
         wishes = stream.uniform(Purpose.STACK_PUSH, rows, count, n).view(samples, n)
-        words = stream.bits(Purpose.STACK_VALUE, rows * count * n).view(samples, n)
+        words = stream.bits(Purpose.STACK_VALUE, rows * count * n).reshape(samples, n)
         device, some = stream.device, torch.arange(samples, device=stream.device)
         # Values 1 to v - 1 in a list of which the first `depth` are the stack, from bottom to top: pushing value number
         # k of the free ones swaps it with the first of these.
