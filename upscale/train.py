@@ -44,10 +44,12 @@ from upscale.evaluation.table import summary
 from upscale.launch import signals
 from upscale.machine import accelerator, compiler
 from upscale.machine.timing import Stopwatch, peak_memory_gib
+from upscale.sources.tokens import ids
 from upscale.training import precision, train_step
 from upscale.training.logger import Tracker
 from upscale.training.profiler import Profiler
 from upscale.training.record import StepRecord
+from upscale.training.source_losses import SourceLosses
 from upscale.training.spikes import SpikeGuard
 from upscale.training.stability import Observer
 
@@ -190,12 +192,15 @@ class Trainer:
             active = schedule.active_blocks(seen, self.config.schedule, self.config.model)
             with self.generating.running():
                 rows = self.lanes.draw(batch // self.config.data.lanes, self.following_rows_per_lane(seen + batch))
+            logged = (self.counters.step + 1) % self.config.tracking.log_every == 0 or self.is_last(seen + batch)
+            losses = SourceLosses(self.config, self.lanes.origins()) if logged else None
             loss = self.microbatches.backpropagate(
                 rows,
                 batch,
                 active,
                 self.counters.step,
                 lambda share: self.spike_guard.judge(share, self.counters.recent_losses),
+                losses,
             )
             stop = self.world.any_later(self.stop.signal is not None)  # answered while the step is taken
             report = self.engine.step(
@@ -207,9 +212,9 @@ class Trainer:
             rolled_back = self.settle_spike(report)
 
             stopping, finished = stop(), self.finished()
-            if self.counters.step % self.config.tracking.log_every == 0 or finished:
-                bits = self.world.all_reduce_sum(loss).item() / math.log(2)  # waits for the device
-                observed = self.observe(rows, active)
+            if losses:
+                bits, per_source = losses.reduce(loss, self.world)  # waits for the device
+                observed = {**per_source, **self.observe(rows, active)}
                 self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
                 self.log(bits, report, batch, active, observed)
             else:
@@ -229,9 +234,12 @@ class Trainer:
 
     def following_rows_per_lane(self, seen: int) -> int | None:
         """What the step after the one under way will draw, when it will have seen so many instances; None: no step."""
-        last = self.counters.step + 1 == self.config.run.steps or seen >= self.config.schedule.instances
         batch = schedule.batch_size(seen, self.config.schedule, self.config.data.lanes)
-        return None if last else batch // self.config.data.lanes
+        return None if self.is_last(seen) else batch // self.config.data.lanes
+
+    def is_last(self, seen: int) -> bool:
+        """Whether the step under way, after which so many instances will have been seen, is the run's last."""
+        return self.counters.step + 1 == self.config.run.steps or seen >= self.config.schedule.instances
 
     def reason_to_stop(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another rank'}"
@@ -269,7 +277,7 @@ class Trainer:
         if not self.observer:
             return {}
         self.engine.train_mode(False)
-        return self.observer.observe(self.engine.logits, rows, active, self.world)
+        return self.observer.observe(self.engine.logits, ids(rows), active, self.world)
 
     def log(self, bits: float, report: engines.StepReport, batch: int, active: int, observed: dict) -> None:
         """Record the last step's loss, and the mean speed since the last logged step."""

@@ -72,7 +72,7 @@ def train(chosen: Config, text: torch.Tensor, steps: int) -> dict:
         rows = text[starts + torch.arange(CONTEXT + 1)]
         logits = model(rows[:, :-1], DEPTH)
         loss = row_losses(logits, rows[:, 1:]).sum() / (ROWS * CONTEXT)
-        penalty = chosen.optimizer.z_loss * row_z_losses(logits).sum() / (ROWS * CONTEXT)
+        penalty = chosen.optimizer.z_loss * row_z_losses(logits, rows[:, 1:]).sum() / (ROWS * CONTEXT)
         optimizer.zero_grad()
         (loss + penalty).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), chosen.optimizer.clip)

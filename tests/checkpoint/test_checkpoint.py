@@ -47,8 +47,8 @@ def content_of(step: int) -> dict:
     return {"counters": {"step": step, "instances": 0}, "milestone": False}
 
 
-def lanes(world: World) -> dict[int, torch.Tensor]:
-    return {lane: torch.full((2, 5), lane, dtype=torch.uint8) for lane in range(world.rank, 4, world.size)}
+def lanes(world: World) -> dict[str, torch.Tensor]:
+    return {str(lane): torch.full((2, 5), lane, dtype=torch.uint8) for lane in range(world.rank, 4, world.size)}
 
 
 def save(

@@ -8,7 +8,7 @@ import torch
 
 from tests.reference.lanes import Lane
 from tests.reference.recurrent import RecurrentSource as Reference
-from upscale.data.lanes import Lanes, owned_lanes
+from upscale.data.lanes import NO_SOURCE, Lanes, owned_lanes
 from upscale.data.sample import printable, sample_lines
 from upscale.randomness.streams import Stream
 from upscale.sources.automaton import AutomatonSource
@@ -190,6 +190,31 @@ def test_a_state_resumes_in_any_world():
             lanes.load_state({name: value[own.start : own.stop] for name, value in state.items()})
             drawn.append(lanes.draw(7))
         assert torch.equal(torch.cat(drawn), expected)
+
+
+def test_rows_know_the_source_that_wrote_them():
+    """Against what each source writes: 0 and 1 everywhere; resets and starts are of none, nor is an older state."""
+
+    class Constant(Source):
+        def __init__(self, token):
+            self.token = token
+
+        def write(self, stream, conditions, seeds):
+            return torch.full_like(conditions, self.token)
+
+    given = arguments(sources=[(Constant(7), 1.0), (Constant(9), 2.0)])
+    lanes = Lanes(**given)
+    for count in (4, 9, 4, 30):
+        rows = lanes.draw(count)
+        for row, origin in zip(rows.tolist(), lanes.origins().tolist(), strict=True):
+            assert origin == {(7,): 0, (9,): 1}.get(tuple(set(row)), NO_SOURCE)
+    state = lanes.state()
+    assert set(lanes.origins().tolist()) == {0, 1, NO_SOURCE}
+    again, older = Lanes(**given), Lanes(**given)
+    again.load_state(state)
+    older.load_state({name: value for name, value in state.items() if name != "origins"})
+    assert torch.equal(again.draw(4), older.draw(4))
+    assert again.origins().tolist() != older.origins().tolist() and NO_SOURCE in older.origins()
 
 
 def test_a_draw_is_the_same_in_one_piece_or_by_rounds():

@@ -99,19 +99,57 @@ class AutomatonSource(RowSource):
 
 
 class DyckSource(RowSource):
-    def __init__(self, *, vocabulary, brackets=64, open_probability=0.5, depth=64, permute=False):
-        self.vocabulary, self.brackets, self.permute = vocabulary, brackets, permute
-        self.open_probability, self.depth = open_probability, depth
+    def __init__(
+        self,
+        *,
+        vocabulary,
+        variant="words",
+        brackets=64,
+        open_probability=0.5,
+        depth=64,
+        word_tokens=None,
+        permute=False,
+    ):
+        self.vocabulary, self.variant, self.brackets, self.permute = vocabulary, variant, brackets, permute
+        self.open_probability, self.depth, self.word_tokens = open_probability, depth, word_tokens
 
     def row(self, stream, rows, row, length):
         wishes = [uniform(word) for word in words(stream, Purpose.DYCK_OPEN, rows, row, length)]
         types = [(word * self.brackets) >> 32 for word in words(stream, Purpose.DYCK_TYPE, rows, row, length)]
-        tokens, stack = [], []
+        tokens, stack, word = [], [], 0
         for wish, kind in zip(wishes, types, strict=True):
-            if not stack or (len(stack) < self.depth and wish < self.open_probability):
+            left = length - len(tokens)
+            if self.variant == "balanced":
+                opens = not stack or (left > len(stack) and wish < self.open_probability and len(stack) < left - 1)
+            else:
+                ends = self.word_tokens is not None and word >= self.word_tokens
+                opens = not stack or (len(stack) < self.depth and not ends and wish < self.open_probability)
+            if opens:
                 stack.append(kind)
                 tokens.append(kind)
             else:
                 tokens.append(self.brackets + stack.pop())
+            word = word + 1 if stack else 0
         ids = permutation(stream, rows, row, self.vocabulary) if self.permute else range(self.vocabulary)
         return [ids[token] for token in tokens]
+
+
+class ShuffleDyckSource(RowSource):
+    def __init__(self, *, vocabulary, brackets=64, depth=16, open_probability=0.5):
+        self.brackets, self.depth, self.open_probability = brackets, depth, open_probability
+
+    def row(self, stream, rows, row, length):
+        wishes = [uniform(word) for word in words(stream, Purpose.DYCK_OPEN, rows, row, length)]
+        types = [(word * self.brackets) >> 32 for word in words(stream, Purpose.DYCK_TYPE, rows, row, length)]
+        closing = words(stream, Purpose.SHUFFLE_CLOSE, rows, row, length)
+        tokens, counts = [], [0] * self.brackets
+        for wish, kind, word in zip(wishes, types, closing, strict=True):
+            if sum(counts) == 0 or (sum(counts) < self.depth and wish < self.open_probability):
+                counts[kind] += 1
+                tokens.append(kind)
+            else:
+                open_types = [kind for kind in range(self.brackets) if counts[kind]]
+                kind = open_types[(word * len(open_types)) >> 32]
+                counts[kind] -= 1
+                tokens.append(self.brackets + kind)
+        return tokens

@@ -55,16 +55,19 @@ class PlainTrainer:
             parameter.requires_grad_(parametrization.part_of(name, config.model.block) not in config.optimizer.freeze)
 
     def step(self, rows: torch.Tensor, instances: int) -> float:
-        """Train on rows (rows, context + 1); the mean loss in nats per token."""
+        """Train on rows (rows, context + 1); the mean loss in nats per target. Negative tokens are complements of ids
+        that are no targets."""
         parameters = dict(self.model.named_parameters())
         awake = schedule.awake_groups(instances, self.config.schedule)
         active = schedule.active_blocks(instances, self.config.schedule, self.config.model)
         factor = schedule.learning_rate_factor(instances, self.config.schedule)
         first = self.config.data.first_target
-        logits, targets = self.model(rows[:, :-1], active)[:, first - 1 :], rows[:, first:]
-        loss = row_losses(logits, targets).sum() / targets.numel()
+        inputs = rows[:, :-1] if rows.dtype == torch.uint8 else torch.where(rows < 0, -1 - rows, rows)[:, :-1]
+        logits, targets = self.model(inputs, active)[:, first - 1 :], rows[:, first:]
+        counted = targets >= 0
+        loss = row_losses(logits[counted][None], targets[counted][None]).sum() / counted.sum()
         self.model.zero_grad(set_to_none=True)
-        (loss + self.config.optimizer.z_loss * (logits.exp().sum(-1).log() ** 2).mean()).backward()
+        (loss + self.config.optimizer.z_loss * (logits[counted].exp().sum(-1).log() ** 2).mean()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         for index, group in enumerate(self.groups):
             if group.wake_group <= awake and not group.frozen:

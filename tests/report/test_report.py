@@ -150,6 +150,26 @@ def test_each_picture_tells_its_final_values_and_lies_beside_the_page(tmp_path):
     assert len(names) - 1 == len(alts)
 
 
+def test_sources_are_drawn_above_their_optimum(tmp_path):
+    """Against records of two sources, one of them with a known optimum, and of none: a picture each with its last
+    value; a single source without an optimum has none of its own, since the run's loss is its."""
+    lines = [
+        step_line(
+            step,
+            loss_bits_per_source={"shuffle_dyck": 6.0, "lstm": 5.5},
+            excess_bits_per_source={"shuffle_dyck": 6.0 - 0.01 * step} if step > 10 else {},
+        )
+        for step in range(10, 101, 10)
+    ]
+    alone = [step_line(step, loss_bits_per_source={"lstm": 5.0}, excess_bits_per_source={}) for step in (10, 20)]
+    both = [make_run(tmp_path / "both", metrics=lines), make_run(tmp_path / "older")]
+    pictures = {picture.file_name: picture for picture in draw(read_runs(both))}
+    assert "Last values: both 5; older unknown." in pictures["source-shuffle-dyck.png"].alt
+    assert "Last values: both 5.5; older unknown." in pictures["source-lstm.png"].alt
+    single = draw(read_runs([make_run(tmp_path / "alone", metrics=alone)]))
+    assert not [picture for picture in single if picture.file_name.startswith("source-")]
+
+
 def test_everything_from_a_file_is_escaped(tmp_path):
     evil = '<script>alert("$x_1$")</script>&'
     scores = [score_line(evil, 0.9, split=evil), score_line("german", None, skipped=evil)]

@@ -10,6 +10,7 @@ from upscale.sources.automaton import AutomatonSource
 from upscale.sources.dyck import DyckSource
 from upscale.sources.nca import NCASource
 from upscale.sources.pointwise import PointwiseSource
+from upscale.sources.shuffle_dyck import ShuffleDyckSource
 from upscale.sources.transformer import TransformerSource
 from upscale.sources.utm import UTMSource
 
@@ -25,6 +26,11 @@ CASES = [
     (DyckSource, dict(vocabulary=256)),
     (DyckSource, dict(vocabulary=256, brackets=128, open_probability=0.7, depth=3, permute=True)),
     (DyckSource, dict(vocabulary=2, brackets=1, open_probability=0.95, depth=1000)),
+    (DyckSource, dict(vocabulary=256, brackets=5, depth=6, word_tokens=9)),
+    (DyckSource, dict(vocabulary=256, variant="balanced")),
+    (DyckSource, dict(vocabulary=300, variant="balanced", brackets=150, open_probability=0.7)),
+    (ShuffleDyckSource, dict(vocabulary=256)),
+    (ShuffleDyckSource, dict(vocabulary=6, brackets=3, depth=8, open_probability=0.51)),
 ]
 
 
@@ -98,6 +104,20 @@ def test_dyck_rows_are_nested_and_as_deep_as_allowed():
     assert deepest == 4
 
 
+@pytest.mark.parametrize("length", [129, 130])
+def test_balanced_rows_end_balanced(length):
+    """Against a stack machine: every row of an even number of tokens ends empty, an odd one with one open."""
+    source = DyckSource(vocabulary=256, variant="balanced", open_probability=0.6)
+    for row in rows_of(source, lanes=2, rows=20, length=length).tolist():
+        stack = []
+        for token in row:
+            if token < 64:
+                stack.append(token)
+            else:
+                assert stack.pop() == token - 64
+        assert len(stack) == length % 2
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "words"),
     [
@@ -106,6 +126,11 @@ def test_dyck_rows_are_nested_and_as_deep_as_allowed():
         (DyckSource, dict(brackets=129), "brackets is 129; allowed: 1 to half of the vocabulary .128."),
         (DyckSource, dict(open_probability=1.5), "open_probability is 1.5; allowed: 0 to 1"),
         (DyckSource, dict(depth=0), "depth is 0; allowed: 1 or more"),
+        (DyckSource, dict(variant="cut"), "variant is 'cut'; allowed: words, balanced"),
+        (DyckSource, dict(word_tokens=0), "word_tokens is 0; allowed: 1 or more"),
+        (ShuffleDyckSource, dict(brackets=129), "brackets is 129; allowed: 1 to half of the vocabulary .128."),
+        (ShuffleDyckSource, dict(depth=0), "depth is 0; allowed: 1 or more"),
+        (ShuffleDyckSource, dict(open_probability=-0.1), "open_probability is -0.1; allowed: 0 to 1"),
     ],
 )
 def test_mistakes_are_named(kind, arguments, words):

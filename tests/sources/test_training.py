@@ -20,7 +20,7 @@ def test_a_vocabulary_beyond_bytes_trains_and_resumes(tmp_path):
     assert losses(tmp_path / "parted") == losses(tmp_path / "straight")
     assert all(12 < bits < 15 for bits in losses(tmp_path / "straight"))
     (lanes,) = (tmp_path / "parted/checkpoints/step-00000004").glob("lanes-*.safetensors")
-    assert {buffer.dtype for buffer in load_file(lanes).values()} == {torch.int16}
+    assert {buffer.dtype for name, buffer in load_file(lanes).items() if "origins" not in name} == {torch.int16}
 
 
 def test_an_impossible_band_ends_the_command_before_training(tmp_path):

@@ -80,8 +80,10 @@ class Saver:
             "world_size": self.world.size,
             "config": config_files.as_tree(self.config),
         }
-        buffers = dict(zip(self.lanes.lanes, state["buffers"], strict=True))
-        self.writer.save(snapshot(counters.step, self.engine.fragments(), buffers, content))
+        lanes = {str(lane): buffer for lane, buffer in zip(self.lanes.lanes, state["buffers"], strict=True)}
+        if "origins" in state:
+            lanes |= {f"origins/{lane}": row for lane, row in zip(self.lanes.lanes, state["origins"], strict=True)}
+        self.writer.save(snapshot(counters.step, self.engine.fragments(), lanes, content))
         self._blocking_seconds += time.perf_counter() - begin
         return failure
 
@@ -161,9 +163,14 @@ class Saver:
 
     def _load_lanes(self, reader: Reader) -> None:
         try:
-            buffers = torch.stack([reader.lane(lane) for lane in self.lanes.lanes])
-            rounds = [reader.content["rounds"][str(lane)] for lane in self.lanes.lanes]
-            self.lanes.load_state({"buffers": buffers, "rounds": torch.tensor(rounds)})
+            names = [str(lane) for lane in self.lanes.lanes]
+            state = {
+                "buffers": torch.stack([reader.lane(name) for name in names]),
+                "rounds": torch.tensor([reader.content["rounds"][name] for name in names]),
+            }
+            if f"origins/{names[0]}" in reader.content["lanes"]:  # older checkpoints lack them
+                state["origins"] = torch.stack([reader.lane(f"origins/{name}") for name in names])
+            self.lanes.load_state(state)
         except (RuntimeError, KeyError) as error:  # buffers of another shape; a lane without its count
             raise manifest.InvalidCheckpoint(f"the lanes in {reader.path} do not fit: {error}") from None
 

@@ -63,15 +63,15 @@ class Reader:
         except SafetensorError as error:
             raise InvalidCheckpoint(f"{key!r} cannot be read from {self.path / piece['file']}: {error}") from None
 
-    def lane(self, lane: int) -> torch.Tensor:
-        """A lane's buffer (buffer rows, context + 1)."""
-        name = self.content["lanes"].get(str(lane))
-        if name is None:
-            raise InvalidCheckpoint(f"{self.path} has no lane {lane}")
+    def lane(self, name: int | str) -> torch.Tensor:
+        """What a lane saved: its buffer (buffer rows, context + 1) as `LANE`, its rows' sources as `origins/LANE`."""
+        file = self.content["lanes"].get(str(name))
+        if file is None:
+            raise InvalidCheckpoint(f"{self.path} has no lane {name}")
         try:
-            return self._file(name).get_tensor(str(lane))
+            return self._file(file).get_tensor(str(name))
         except SafetensorError as error:
-            raise InvalidCheckpoint(f"lane {lane} cannot be read from {self.path / name}: {error}") from None
+            raise InvalidCheckpoint(f"lane {name} cannot be read from {self.path / file}: {error}") from None
 
 
 def whole_parameters(model: torch.nn.Module) -> list[Fragment]:

@@ -23,17 +23,17 @@ from upscale.errors import UserError
 class Snapshot:
     """One rank's part of a checkpoint, in memory of its own.
 
-    `parameters` maps a name to (offset, {state: flat float32 tensor}); `lanes` a lane's index to its buffer;
+    `parameters` maps a name to (offset, {state: flat float32 tensor}); `lanes` has what lanes saved, by name;
     `content` is the same on every rank and goes into the manifest.
     """
 
     step: int
     parameters: dict[str, tuple[int, dict[str, torch.Tensor]]]
-    lanes: dict[int, torch.Tensor]
+    lanes: dict[str, torch.Tensor]
     content: dict
 
 
-def snapshot(step: int, fragments: Iterable[Fragment], lanes: dict[int, torch.Tensor], content: dict) -> Snapshot:
+def snapshot(step: int, fragments: Iterable[Fragment], lanes: dict[str, torch.Tensor], content: dict) -> Snapshot:
     """Copy to the CPU what this rank must save, with one wait for a GPU: of a replicated piece only its own share."""
     parameters = {}
     for fragment in fragments:
@@ -43,10 +43,10 @@ def snapshot(step: int, fragments: Iterable[Fragment], lanes: dict[int, torch.Te
         if begin < end:
             copies = {key: _copied(tensor[begin:end]) for key, tensor in fragment.tensors.items()}
             parameters[fragment.name] = (fragment.offset + begin, copies)
-    buffers = {lane: _copied(buffer) for lane, buffer in lanes.items()}
+    of_lanes = {name: _copied(tensor) for name, tensor in lanes.items()}
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
-    return Snapshot(step, parameters, buffers, content)
+    return Snapshot(step, parameters, of_lanes, content)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,8 +145,8 @@ class Writer:
                 pieces[key] = {"file": name, "offset": offset, "length": states["weight"].numel()}
         if taken.lanes:
             name = f"lanes-{rank:05d}.safetensors"
-            files[name] = _save({str(lane): buffer for lane, buffer in taken.lanes.items()}, partial / name)
-            lanes = {str(lane): name for lane in taken.lanes}
+            files[name] = _save(taken.lanes, partial / name)
+            lanes = dict.fromkeys(taken.lanes, name)
         return {"files": files, "pieces": pieces, "lanes": lanes}
 
     def _complete(self, taken: Snapshot, part: dict, partial: Path, final: Path) -> None:

@@ -172,15 +172,18 @@ class DataConfig(Section):
     """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
     sources: Annotated[list[AnySource], Field(min_length=1)] = [KINDS["lstm"].model_validate({"kind": "lstm"})]
     first_target: Count = 1
-    """Place of the first token of a row that is a target; those before it are read, but carry no loss. A frame's tokens
-    leave an automaton's first frame out of it, as arXiv 2603.10055 does."""
+    """Place of the first token of a row that is a target: a frame's tokens leave out an automaton's first frame."""
     ahead: Literal["auto", "none", "thread", "workers"] = "auto"
     """How the next step's rows are drawn while one trains, without changing them: thread: in a thread, on a GPU with a
     stream of its own; workers: in processes, on the CPU also where a GPU trains; none: not at all, a step begins with
     its rows; auto: thread with a GPU, none without."""
     workers: Count | Auto = AUTO
-    """ahead: workers only: processes a rank, at most one for each of its lanes; auto: the rank's share of the cores
-    but one."""
+    """ahead: workers only: processes a rank, at most one a lane; auto: the rank's share of the cores but one."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether rows tell, token by token, which are targets."""
+        return self.kind == "synthetic" and any(source.masked for source in self.sources)
 
 
 class EngineConfig(Section):
@@ -383,7 +386,7 @@ def problems_between_sections(sections: dict[str, Any]) -> list[tuple[str, str]]
             found.append(("data.workers", f"{data.workers} without data.ahead=workers starts none; set that too"))
         if data.ahead == "workers" and data.kind == "corpus":
             found.append(("data.ahead", "workers are for synthetic rows; corpora are only read: give auto or thread"))
-        found += problems_of_sources(data.sources, model)
+        found += problems_of_sources(data.sources, model, data.first_target)
         if model and data.first_target > model.context:
             message = f"{data.first_target} leaves no target in a row: at most model.context = {model.context}"
             found.append(("data.first_target", message))

@@ -13,7 +13,10 @@ import torch
 from upscale.config import Config, buffer_rows, enriched_rows
 from upscale.randomness.streams import Purpose, Stream
 from upscale.sources import Source
-from upscale.sources.tokens import check_vocabulary, token_dtype
+from upscale.sources.tokens import check_vocabulary, ids, token_dtype
+
+NO_SOURCE = 255
+"""The origin of rows that no source wrote: those a buffer starts with, resets, and all of an older checkpoint."""
 
 
 def owned_lanes(lanes_total: int, rank: int, world_size: int) -> range:
@@ -37,7 +40,8 @@ class Lanes:
     rows and gives at most `draw` rows for training. `reset_constant` and `reset_noise` are shares of the enriched rows.
     `sources` are (source, weight) pairs, of which each round of a lane draws one. With `iterate` off, sources read
     fresh constant and noise rows instead of the buffer's (the paper's LSTM-noit); buffer_rows = enrich_rows gives its
-    LSTM-nobuf. Rows are (context + 1) tokens, uint8, or int16 for a vocabulary above 256.
+    LSTM-nobuf. Rows are (context + 1) tokens, uint8, or int16 for a vocabulary above 256 or `masked` sources, some of
+    whose tokens are no targets.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Lanes:
         reset_noise: float,
         sources: Sequence[tuple[Source, float]],
         iterate: bool = True,
+        masked: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         _check(len(lanes) > 0, f"lanes is {list(lanes)}", "at least one lane a rank")
@@ -66,7 +71,7 @@ class Lanes:
         shares = f"reset_constant is {reset_constant} and reset_noise {reset_noise}"
         _check(min(reset_constant, reset_noise) >= 0, shares, "0 or more each")
         _check(reset_constant + reset_noise <= 1 + 1e-9, shares, "shares of the enriched rows, at most 1 together")
-        _check(len(sources) > 0, "sources is empty", "at least one source")
+        _check(0 < len(sources) < NO_SOURCE, f"there are {len(sources)} sources", f"1 to {NO_SOURCE - 1}")
         for source, weight in sources:
             _check(0 <= weight < math.inf, f"a source's weight is {weight}", "0 or more")
             _check(
@@ -97,6 +102,10 @@ class Lanes:
         start = Stream(seed, self.lanes, self.rounds, self.device)
         self.buffers = self._constant_and_noise(start, Purpose.START_CONSTANT, Purpose.START_NOISE, buffer_rows)
         """(lanes, buffer_rows, context + 1) tokens, on the device."""
+        if masked:
+            self.buffers = self.buffers.to(torch.int16)
+        self._origins = torch.full((len(lanes), buffer_rows), NO_SOURCE, dtype=torch.uint8, device=self.device)
+        self._drawn: list[torch.Tensor] = []
 
     def draw(self, rows_per_lane: int) -> torch.Tensor:
         """Training rows, (lanes * rows_per_lane, context + 1) tokens, lane after lane.
@@ -104,18 +113,25 @@ class Lanes:
         Runs ceil(rows_per_lane / draw) rounds of every lane; the last one draws what is missing.
         """
         _check(rows_per_lane >= 1, f"rows_per_lane is {rows_per_lane}", "1 or more")
+        self._drawn.clear()
         starts = range(0, rows_per_lane, self.rows_per_round)
         rounds = [self._round(min(self.rows_per_round, rows_per_lane - start)) for start in starts]
         return torch.cat(rounds, dim=1).flatten(0, 1)
 
+    def origins(self) -> torch.Tensor:
+        """The number of the source that wrote each of the rows drawn last, or NO_SOURCE: (rows,) uint8."""
+        return torch.cat(self._drawn, dim=1).flatten()
+
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy of all that a lane is: `buffers` (lanes, buffer_rows, context + 1), `rounds` (lanes,) int64."""
-        return {"buffers": self.buffers.clone(), "rounds": self.rounds.clone()}
+        """A copy of all that a lane is: `buffers` (lanes, buffer_rows, context + 1), `rounds` (lanes,) int64, and
+        `origins` (lanes, buffer_rows) uint8, the number of the source that wrote each row."""
+        return {"buffers": self.buffers.clone(), "rounds": self.rounds.clone(), "origins": self._origins.clone()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Continues from these lanes' state, whichever ranks wrote it."""
-        for name, mine in (("buffers", self.buffers), ("rounds", self.rounds)):
-            given = state[name]
+        """Continues from these lanes' state, whichever ranks wrote it; `origins` may be missing."""
+        unknown = torch.full_like(self._origins, NO_SOURCE)
+        for name, mine in (("buffers", self.buffers), ("rounds", self.rounds), ("origins", self._origins)):
+            given = state.get("origins", unknown) if name == "origins" else state[name]
             _check(
                 given.shape == mine.shape and given.dtype == mine.dtype,
                 f"the lanes' {name} are {tuple(given.shape)} {given.dtype}",
@@ -128,28 +144,35 @@ class Lanes:
         stream = Stream(self.seed, self.lanes, self.rounds, self.device)
         picked = stream.choice(Purpose.ENRICH, self.buffer_rows, self.enrich_rows)
         written = torch.empty(*picked.shape, self.length, dtype=self.buffers.dtype, device=self.device)
-        for source, places in self._writers():
+        origins = torch.empty(picked.shape, dtype=torch.uint8, device=self.device)
+        for number, source, places in self._writers():
             part = stream.at(places)
             conditions, seeds = self._read(part, places, picked[places], source.seed_tokens)
-            written[places] = source.write(part, conditions, seeds)
-        self.buffers[self._places[:, None], picked] = self._with_resets(stream, written)
+            rows = source.write(part, conditions, seeds)
+            # Never to a smaller type, in which tokens that are no targets would become others.
+            written[places] = rows.to(torch.promote_types(rows.dtype, written.dtype))
+            origins[places] = number
+        lanes = self._places[:, None]
+        self.buffers[lanes, picked], self._origins[lanes, picked] = self._with_resets(stream, written, origins)
         self.rounds += 1
-        return self.buffers[self._places[:, None], stream.choice(Purpose.TRAIN, self.buffer_rows, count)]
+        chosen = stream.choice(Purpose.TRAIN, self.buffer_rows, count)
+        self._drawn.append(self._origins[lanes, chosen])
+        return self.buffers[lanes, chosen]
 
-    def _writers(self) -> Iterator[tuple[Source, torch.Tensor]]:
-        """Each source with the places of the lanes for which it writes this round.
+    def _writers(self) -> Iterator[tuple[int, Source, torch.Tensor]]:
+        """Each source's number and itself, with the places of the lanes for which it writes this round.
 
         Drawn on the CPU: the groups' sizes shape what follows, and reading them from a GPU would wait for it.
         """
         if len(self._sources) == 1:
-            yield self._sources[0], self._places
+            yield 0, self._sources[0], self._places
             return
         drawn = Stream(self.seed, self.lanes, self.rounds).uniform(Purpose.SOURCE).to(torch.float64)
         chosen = torch.searchsorted(self._cumulative_weights, drawn * self._cumulative_weights[-1], right=True)
         for number, source in enumerate(self._sources):
             places = (chosen == number).nonzero()[:, 0]
             if len(places):
-                yield source, places.to(self.device)
+                yield number, source, places.to(self.device)
 
     def _read(
         self, stream: Stream, places: torch.Tensor, picked: torch.Tensor, seed_tokens: int
@@ -169,10 +192,13 @@ class Lanes:
         rows = stream.integers(Purpose.SEED_ROW, self.buffer_rows, self.enrich_rows)
         offsets = stream.integers(Purpose.SEED_OFFSET, self.length - seed_tokens + 1, self.enrich_rows)
         tokens = offsets[..., None] + torch.arange(seed_tokens, device=self.device)
-        return self.buffers[places[:, None], picked], self.buffers[places[:, None, None], rows[..., None], tokens]
+        read = self.buffers[places[:, None], picked], self.buffers[places[:, None, None], rows[..., None], tokens]
+        return tuple(ids(each).to(token_dtype(self.vocabulary)) for each in read)
 
-    def _with_resets(self, stream: Stream, written: torch.Tensor) -> torch.Tensor:
-        """The rows written, the first few of each lane replaced by constant rows, the next few by noise.
+    def _with_resets(
+        self, stream: Stream, written: torch.Tensor, origins: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows written and their origins, the first few of each lane replaced by constant rows, the next by noise.
 
         Which ones does not matter: the order of the picked rows is random. One uniform u rounds both counts, floor(c +
         u) and floor(c + n + u) - floor(c + u), so that their means are the shares asked for, and their sum fits.
@@ -188,7 +214,8 @@ class Lanes:
         turn = (position - constant_end).clamp(0, noise_rows.shape[1] - 1)
         noise_rows = noise_rows.to(written.dtype)[self._places[:, None], turn]
         written = torch.where((position < noise_end)[..., None], noise_rows, written)
-        return torch.where((position < constant_end)[..., None], tokens[..., None], written)
+        written = torch.where((position < constant_end)[..., None], tokens[..., None], written)
+        return written, torch.where(position < noise_end, NO_SOURCE, origins).to(torch.uint8)
 
     def _constant_and_noise(self, stream: Stream, constant: Purpose, noise: Purpose, rows: int) -> torch.Tensor:
         """(L, rows, context + 1): half constant rows, one token each, then half uniform noise."""
@@ -222,5 +249,6 @@ def from_config(config: Config, lanes: Sequence[int], device: torch.device | str
         reset_noise=data.reset.noise,
         sources=[(source.build(config.model.vocabulary), source.weight) for source in data.sources],
         iterate=data.iterate,
+        masked=data.masked,
         device=device,
     )

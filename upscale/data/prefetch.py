@@ -35,6 +35,7 @@ class Prefetcher:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._asked: tuple[int, Future] | None = None
         self._watches: list[Stopwatch] = []
+        self._origins = torch.empty(0, dtype=torch.uint8)
 
     def draw(self, rows_per_lane: int, following: int | None = None) -> torch.Tensor:
         """The next rows; `following` is how many rows a lane the next draw will want, None if there will be none."""
@@ -43,14 +44,18 @@ class Prefetcher:
         if not self._asked:
             self._ask(rows_per_lane)
         (_, future), self._asked = self._asked, None
-        rows, watch, done = future.result()
+        rows, self._origins, watch, done = future.result()
         self._watches.append(watch)
         if self._stream:
             torch.cuda.current_stream(self.device).wait_event(done)
-            rows.record_stream(torch.cuda.current_stream(self.device))
+            for tensor in (rows, self._origins):
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         if following:
             self._ask(following)
         return rows
+
+    def origins(self) -> torch.Tensor:
+        return self._origins
 
     def state(self) -> dict[str, torch.Tensor]:
         """The state before what was drawn ahead; waits for that draw, whether or not it succeeds."""
@@ -92,7 +97,7 @@ class Prefetcher:
 
     def _draw(
         self, rows_per_lane: int, before: torch.cuda.Event | None
-    ) -> tuple[torch.Tensor, Stopwatch, torch.cuda.Event | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, Stopwatch, torch.cuda.Event | None]:
         watch = Stopwatch(self.device)
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             if self._stream:
@@ -100,7 +105,8 @@ class Prefetcher:
             self._rows.take_snapshot()
             with watch.running():
                 rows = self._rows.draw(rows_per_lane).to(self.device)
-            return rows, watch, self._stream.record_event() if self._stream else None
+            origins = self._rows.origins().to(self.device)
+            return rows, origins, watch, self._stream.record_event() if self._stream else None
 
 
 def _use(device: torch.device) -> None:
@@ -114,7 +120,7 @@ class NoPrefetch:
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
         self.lanes, self.method = rows.lanes, rows.method
-        self.state, self.load_state = rows.state, rows.load_state
+        self.origins, self.state, self.load_state = rows.origins, rows.state, rows.load_state
         self._draw, self._watch = rows.draw, Stopwatch(device)
 
     def draw(self, rows_per_lane: int, following: int | None = None) -> torch.Tensor:

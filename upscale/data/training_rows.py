@@ -14,7 +14,7 @@ import torch
 from upscale.config import Config, DataConfig
 from upscale.corpora.shards import index
 from upscale.corpora.shards.reading import Windows
-from upscale.data import lanes
+from upscale.data.lanes import NO_SOURCE, from_config
 from upscale.errors import UserError
 
 
@@ -30,11 +30,16 @@ class Rows(Protocol):
     def draw(self, rows_per_lane: int) -> torch.Tensor:
         """The next training rows, (lanes * rows_per_lane, context + 1) tokens on the device, lane after lane.
 
-        Tokens are uint8, or int16 where the vocabulary exceeds 256.
+        Tokens are uint8, or int16 where the vocabulary exceeds 256 or some are no targets: those are negative, the
+        complements of their ids (upscale/sources/tokens.py).
         """
 
+    def origins(self) -> torch.Tensor:
+        """The place in `data.sources` of what wrote each of the rows drawn last, 255 for no source: (rows,) uint8."""
+
     def state(self) -> dict[str, torch.Tensor]:
-        """All that must be saved: `buffers` (lanes, buffer_rows, context + 1) tokens and `rounds` (lanes,) int64."""
+        """All that must be saved: `buffers` (lanes, buffer_rows, context + 1) tokens, `rounds` (lanes,) int64, and of
+        synthetic rows `origins` (lanes, buffer_rows) uint8."""
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from these lanes' state, whichever ranks wrote it."""
@@ -58,7 +63,7 @@ class SnapshotRows:
 
     def __init__(self, rows: Rows) -> None:
         self.lanes, self.method = rows.lanes, rows.method
-        self.draw, self.state, self.load_state = rows.draw, rows.state, rows.load_state
+        self.draw, self.origins, self.state, self.load_state = rows.draw, rows.origins, rows.state, rows.load_state
         self._snapshot: dict[str, torch.Tensor] = {}
 
     def take_snapshot(self) -> None:
@@ -86,12 +91,17 @@ class CorpusLanes:
         self.lanes, self.device = tuple(lanes), torch.device(device)
         self.rounds = torch.zeros(len(lanes), dtype=torch.int64)
         """Rows read so far, (lanes,) int64, on the CPU."""
+        self.drawn = 0
 
     def draw(self, rows_per_lane: int) -> torch.Tensor:
         turns = self.rounds[:, None] + torch.arange(rows_per_lane)
         instances = turns * self.lanes_total + torch.tensor(self.lanes)[:, None]
         self.rounds += rows_per_lane
+        self.drawn = instances.numel()
         return self.windows.rows(instances.flatten()).to(self.device)
+
+    def origins(self) -> torch.Tensor:
+        return torch.full((self.drawn,), NO_SOURCE, dtype=torch.uint8, device=self.device)
 
     def state(self) -> dict[str, torch.Tensor]:
         return {"buffers": self.digest.expand(len(self.lanes), -1).clone(), "rounds": self.rounds.clone()}
@@ -113,7 +123,7 @@ def open_rows(config: Config) -> Callable[[Sequence[int], torch.device | str], R
     """
     data = config.data
     if data.kind == "synthetic":
-        return functools.partial(lanes.from_config, config)
+        return functools.partial(from_config, config)
     windows = Windows.open(
         [corpus.path for corpus in data.corpora],
         weights=[corpus.weight for corpus in data.corpora],

@@ -28,7 +28,7 @@ from upscale.errors import RunError
 
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 SECONDS_TO_LEAVE = 5
-CALLS = ("draw", "state", "load_state", "take_snapshot", "snapshot")
+CALLS = ("draw", "origins", "state", "load_state", "take_snapshot", "snapshot")
 
 
 class Workers:
@@ -48,6 +48,9 @@ class Workers:
 
     def draw(self, rows_per_lane: int) -> torch.Tensor:
         return torch.cat(self._of_all("draw", rows_per_lane))
+
+    def origins(self) -> torch.Tensor:
+        return torch.cat(self._of_all("origins"))
 
     def state(self) -> dict[str, torch.Tensor]:
         return _joined(self._of_all("state"))

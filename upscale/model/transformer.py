@@ -114,14 +114,19 @@ class Transformer(nn.Module):
 
 
 def row_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Each row's summed cross-entropy in nats, (rows,), from (rows, positions, vocabulary) and (rows, positions)."""
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.long().flatten(), reduction="none")
+    """Each row's summed cross-entropy in nats, (rows,), from (rows, positions, vocabulary) and (rows, positions).
+
+    Negative targets, tokens that are only read, add nothing.
+    """
+    targets = targets.long().clamp(min=-1)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
     return losses.view(targets.shape).sum(1)
 
 
-def row_z_losses(logits: torch.Tensor) -> torch.Tensor:
+def row_z_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Each row's sum over positions of (log sum exp logits)^2, (rows,), from (rows, positions, vocabulary).
 
-    What `optimizer.z_loss` scales; it keeps the softmax's denominator near 1 (Chowdhery et al. 2022, section 5).
+    Positions whose target is negative add nothing. `optimizer.z_loss` scales this; it keeps the softmax's denominator
+    near 1 (Chowdhery et al. 2022, section 5).
     """
-    return logits.logsumexp(-1).square().sum(1)
+    return (logits.logsumexp(-1).square() * (targets >= 0)).sum(1)

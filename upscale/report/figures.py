@@ -138,13 +138,30 @@ _PANELS = (
 
 def draw(runs: Sequence[Run]) -> list[Picture]:
     """Every picture that the runs have numbers for, in the order of the page."""
-    pictures = [_draw_metric(panel, runs) for panel in _PANELS]
+    pictures = [_draw_metric(panel, runs) for panel in [*_PANELS, *_source_panels(runs)]]
     return [picture for picture in pictures if picture is not None] + _draw_tasks(runs)
 
 
 def tasks_of(runs: Iterable[Run]) -> list[TaskKey]:
     """The tasks that any run has a number for, in the order the first run met them."""
     return list(dict.fromkeys(key for run in runs for key in run.scored))
+
+
+def _source_panels(runs: Sequence[Run]) -> list[_Panel]:
+    """How much of each source was learnt, where its optimum is known; of several sources also the others' losses."""
+    found = {field: dict.fromkeys(name for run in runs for row in run.metrics for name in getattr(row, field) or ())
+             for field in ("loss_bits_per_source", "excess_bits_per_source")}  # fmt: skip
+    losses, excesses = found.values()
+    panels = []
+    for name in losses:
+        slug = "source-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
+        if name in excesses:
+            title, field = f"{name}: loss above its optimum", f"excess_bits_per_source.{name}"
+            panels.append(_Panel("loss", slug, title, field, "bits per target above the optimum", smooth=True))
+        elif len(losses) > 1:
+            field = f"loss_bits_per_source.{name}"
+            panels.append(_Panel("loss", slug, f"{name}: loss", field, "bits per target", smooth=True))
+    return panels
 
 
 def _draw_metric(panel: _Panel, runs: Sequence[Run]) -> Picture | None:

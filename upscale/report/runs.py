@@ -48,7 +48,10 @@ class Run:
         return values.get(key) if isinstance(values, dict) else None
 
     def column(self, field: str) -> numpy.ndarray:
-        """One field or property of StepRecord over the logged steps, shape (steps,), NaN where it is not known."""
+        """One field or property of StepRecord over the logged steps, shape (steps,), NaN where it is not known.
+
+        `FIELD.NAME` is what a field that holds several has under that name.
+        """
         return numpy.array([value(record, field) for record in self.metrics], dtype=float)
 
     @cached_property
@@ -107,8 +110,14 @@ def count(number: float) -> str:
 
 
 def value(record: EvaluationRecord | StepRecord, field: str) -> float:
-    """A number of one record, NaN where it is null or not finite, which no plot and no table can place."""
+    """A number of one record, NaN where it is null or not finite, which no plot and no table can place.
+
+    `FIELD.NAME` is what a field that holds several has under that name.
+    """
+    field, _, name = field.partition(".")
     given = getattr(record, field)
+    if name:
+        given = (given or {}).get(name)
     try:
         return float(given) if given is not None and math.isfinite(given) else math.nan
     except OverflowError:  # an integer of more than 308 digits

@@ -12,6 +12,7 @@ from upscale.data import lanes
 from upscale.errors import UserError
 from upscale.evaluation import suite
 from upscale.machine import accelerator
+from upscale.sources.tokens import ids
 
 ROWS = 256
 LENGTH = 513
@@ -52,7 +53,7 @@ def _of_config(path: str, overrides: Sequence[str], rounds: int) -> np.ndarray:
     made = lanes.from_config(config, range(_LANES), device)
     for _ in range(rounds - 1):
         made.draw(1)
-    return made.draw(-(-ROWS // _LANES))[:ROWS, :LENGTH].cpu().numpy()
+    return ids(made.draw(-(-ROWS // _LANES)))[:ROWS, :LENGTH].cpu().numpy()
 
 
 def _slices(name: str, data: np.ndarray) -> np.ndarray:

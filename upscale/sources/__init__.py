@@ -29,11 +29,16 @@ else:
 """The type of an entry of `data.sources`."""
 
 
-def problems_of_sources(sources: Sequence[SourceSettings], model: ModelConfig | None) -> list[tuple[str, str]]:
+def problems_of_sources(
+    sources: Sequence[SourceSettings], model: ModelConfig | None, first_target: int
+) -> list[tuple[str, str]]:
     """Impossible combinations as (key, message)."""
     found = []
     if not sum(source.weight for source in sources):
         found.append(("data.sources", "all weights are 0; give one of them a positive weight"))
+    if first_target > 1 and (kinds := sorted({source.kind for source in sources if source.masked})):
+        message = f"{first_target}, but {', '.join(kinds)} chooses its own targets: give 1, or leave that source out"
+        found.append(("data.first_target", message))
     for index, source in enumerate(sources):
         found += [(f"data.sources[{index}].{key}", message) for key, message in source.problems(model)]
     return found

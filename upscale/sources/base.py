@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -28,7 +29,8 @@ class Source:
         """New rows, (L, rows, length), one program for each of the stream's L pairs (lane, round).
 
         `conditions` is (L, rows, length); `seeds` is (L, rows, seed_tokens), and a source with seeds begins each row
-        with its own. Tokens are uint8, or int16 where the vocabulary exceeds 256.
+        with its own. Tokens are uint8, or int16 where the vocabulary exceeds 256 or where some are no targets (see
+        upscale/sources/tokens.py).
         All that is random comes from the stream, and a pair's rows do not depend on which pairs share the call.
         """
         raise NotImplementedError
@@ -47,6 +49,20 @@ class SourceSettings(Section):
     weight: NotNegative = 1.0
     """Relative frequency among the sources; 0: never."""
 
+    @property
+    def masked(self) -> bool:
+        """Whether some of the source's tokens are no targets."""
+        return False
+
+    def bits(self, length: int, vocabulary: int) -> Sequence[float] | None:
+        """Expected bits of each token of a row given those before it, for who knows the source; None: not known."""
+        return None
+
+    def optimum(self, model: ModelConfig, first_target: int) -> float | None:
+        """The least bits per target that a model can reach, mean over a row's targets; None: not known."""
+        bits = self.bits(model.context + 1, model.vocabulary)
+        return None if bits is None else math.fsum(bits[first_target:]) / (model.context + 1 - first_target)
+
     def resolved(self, model: ModelConfig) -> SourceSettings:
         """The same entry with every `auto` replaced."""
         return self
@@ -62,6 +78,11 @@ class SourceSettings(Section):
     def arguments(self) -> dict[str, Any]:
         """The fields that describe the source itself, as keyword arguments."""
         return {name: value for name, value in vars(self).items() if name not in ("kind", "weight")}
+
+
+def binary_entropy(probability: float) -> float:
+    """Bits of a draw with two outcomes."""
+    return -math.fsum(share * math.log2(share) for share in (probability, 1 - probability) if share)
 
 
 def exceeds(model: ModelConfig) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
@@ -25,8 +26,33 @@ class PointwiseSettings(SourceSettings):
     variant: Literal["paper", "code"] = "paper"
     """paper: a Dirichlet(1/2) distribution a row; code: what the published code does, 0 to 19 tokens a row."""
 
+    def bits(self, length: int, vocabulary: int) -> numpy.ndarray | None:
+        return polya_bits(length, vocabulary) if self.variant == "paper" else None
+
     def build(self, vocabulary: int) -> PointwiseSource:
         return PointwiseSource(vocabulary=vocabulary, **self.arguments())
+
+
+def polya_bits(length: int, vocabulary: int) -> numpy.ndarray:
+    """Expected bits of each token given those before it, (length,) float64, exact.
+
+    After t tokens the best prediction of one that stood there n times is (n + 1/2) / (t + V / 2), and n follows a
+    beta-binomial law.
+    """
+    alpha, beta = 0.5, (vocabulary - 1) / 2
+
+    def log_gamma(start: float) -> numpy.ndarray:
+        """Of start, start + 1, ..., less that of start."""
+        return numpy.concatenate([[0.0], numpy.log(start + numpy.arange(length)).cumsum()])
+
+    factorial, ones, others, all_ = (log_gamma(start) for start in (1.0, alpha, beta, alpha + beta))
+    bits = numpy.zeros(length)
+    for time in range(length):
+        n = numpy.arange(time + 1)
+        log_law = factorial[time] - factorial[n] - factorial[time - n] + ones[n] + others[time - n] - all_[time]
+        share = (n + alpha) / (time + alpha + beta)
+        bits[time] = -vocabulary * (numpy.exp(log_law) * share * numpy.log2(share)).sum()
+    return bits
 
 
 class PointwiseSource(Source):

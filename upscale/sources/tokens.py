@@ -1,4 +1,8 @@
-"""What a token is: its type in a row, and random names for the ids that a program writes."""
+"""What a token is: its type in a row, whether it is a target, and random names for the ids that a program writes.
+
+Where a config has a source some of whose tokens are no targets, rows are int16, and such a token is stored as the
+bitwise complement of its id: ids are 0 to 32767, so it is negative, and every other one is a target.
+"""
 
 import torch
 
@@ -16,6 +20,16 @@ def check_vocabulary(vocabulary: int) -> None:
 def token_dtype(vocabulary: int) -> torch.dtype:
     """The type of rows: uint8 up to 256 tokens, else int16."""
     return torch.uint8 if vocabulary <= 256 else torch.int16
+
+
+def read_only(tokens: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """int16 rows of int64 tokens, of which those at `where` (bool, of the same shape) are read, but are no targets."""
+    return torch.where(where, ~tokens, tokens).to(torch.int16)
+
+
+def ids(rows: torch.Tensor) -> torch.Tensor:
+    """The token ids of uint8 or int16 rows, of the same type, whether they are targets or not."""
+    return rows if rows.dtype == torch.uint8 else torch.where(rows < 0, ~rows, rows)
 
 
 def permutations(stream: Stream, purpose: int, rows: int, vocabulary: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,6 +14,9 @@ from upscale.sources.tokens import check_vocabulary, token_dtype
 
 class UniformSettings(SourceSettings):
     kind: Literal["uniform"]
+
+    def bits(self, length: int, vocabulary: int) -> list[float]:
+        return [math.log2(vocabulary)] * length
 
     def build(self, vocabulary: int) -> UniformSource:
         return UniformSource(vocabulary=vocabulary, **self.arguments())

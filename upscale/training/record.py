@@ -53,6 +53,10 @@ class StepRecord(Record):
     """steps so far whose update is not in the weights"""
     spikes: int | None = None
     """loss spikes so far"""
+    loss_bits_per_source: dict[str, float | None] | None = None
+    """of this step, by the source of a row: its kind (and its place, where several share it); null where not finite"""
+    excess_bits_per_source: dict[str, float | None] | None = None
+    """of these, those whose optimum is known, less it: how much of a source is not learnt"""
     attention_logit_maximum: float | None = None
     """with `tracking.stability`: the largest scaled product of a query and an earlier key, over ranks and a few rows"""
     attention_logit_maximum_per_block: list[float] | None = None

@@ -14,6 +14,8 @@ from upscale.distributed.world import World
 from upscale.model import parametrization
 from upscale.model.transformer import Transformer, row_losses, row_z_losses
 from upscale.randomness.streams import Purpose, Stream
+from upscale.sources.tokens import ids
+from upscale.training.source_losses import SourceLosses
 
 
 def compiled(config: Config, device: torch.device) -> bool:
@@ -105,17 +107,19 @@ class Microbatches:
         active: int,
         step: int,
         is_spike: Callable[[torch.Tensor], bool] = lambda loss: False,
+        losses: SourceLosses | None = None,
     ) -> torch.Tensor:
-        """Add up the gradient of the global batch; this rank's share of its loss in nats per token, on the device.
+        """Add up the gradient of the global batch; this rank's share of its loss in nats per target, on the device.
 
-        Every rank passes equally many micro-batches of one shape; what it lacks is filled with rows of weight zero.
-        `is_spike` judges that share once it is known, before the last backward pass.
+        Every target of the global batch weighs the same, in whichever row it stands. Every rank passes equally many
+        micro-batches of one shape; what it lacks is filled with rows of weight zero. `is_spike` judges that share once
+        it is known, before the last backward pass. `losses` is told what each row lost.
         """
         count, size = split(most_rows(self.config, self.world.size, batch), self.micro_batch)
         size = min((known for known in self.sizes if known >= size), default=size)
         weights = torch.zeros(count * size, device=rows.device)
         skipped = self.config.data.first_target - 1  # predictions whose targets carry no loss
-        weights[: len(rows)] = 1 / (batch * (self.config.model.context - skipped))
+        weights[: len(rows)] = self.weight_of_a_target(rows, batch, skipped)
         rows = torch.cat([rows, rows[:1].expand(count * size - len(rows), -1)])
         keys = self.dropout_keys(count * size, batch, step)
         loss = torch.zeros((), device=rows.device)
@@ -123,17 +127,26 @@ class Microbatches:
         for index in range(count):
             part = slice(index * size, (index + 1) * size)
             self.seed_dropout(step, index)
-            logits = self.engine.logits(rows[part, :-1], active, row_keys=None if keys is None else keys[part])
-            logits = logits[:, skipped:]
-            share = (row_losses(logits, rows[part, 1 + skipped :]) * weights[part]).sum()
+            logits = self.engine.logits(ids(rows[part, :-1]), active, row_keys=None if keys is None else keys[part])
+            logits, targets = logits[:, skipped:], rows[part, 1 + skipped :]
+            of_rows = row_losses(logits, targets)
+            share = (of_rows * weights[part]).sum()
             loss += share.detach()
+            if losses:
+                losses.add(index * size, of_rows.detach(), (targets >= 0).sum(1))
             if self.config.optimizer.z_loss:
-                share = share + self.config.optimizer.z_loss * (row_z_losses(logits) * weights[part]).sum()
+                share = share + self.config.optimizer.z_loss * (row_z_losses(logits, targets) * weights[part]).sum()
             last = index == count - 1
             if last and is_spike(loss):
                 share = share * math.nan  # so that every engine skips the step as one that is not finite
             self.engine.backward(share, last)
         return loss
+
+    def weight_of_a_target(self, rows: torch.Tensor, batch: int, skipped: int) -> torch.Tensor | float:
+        """One over the targets of the global batch, which are counted over the ranks where rows choose their own."""
+        if not self.config.data.masked:
+            return 1 / (batch * (self.config.model.context - skipped))
+        return 1 / self.world.all_reduce_sum((rows[:, 1:] >= 0).sum()).clamp(min=1)
 
     def seed_dropout(self, step: int, index: int) -> None:
         """Torch's masks depend on (seed, step, micro-batch, rank): a resumed run in the same world draws them again."""

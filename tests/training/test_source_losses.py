@@ -1,0 +1,106 @@
+"""Targets that rows choose, and the loss of each source: against sums written out, and against one rank."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests import tiny
+from tests.ranks import run_ranks
+from tests.reference.training import PlainTrainer
+from tests.test_train import metrics, train
+from upscale.bench.plain import PlainPyTorch
+from upscale.data.lanes import NO_SOURCE, from_config, owned_lanes
+from upscale.distributed.world import World
+from upscale.errors import UserError
+from upscale.model import parametrization
+from upscale.training.source_losses import SourceLosses
+from upscale.training.train_step import Microbatches
+
+MIXTURE = (
+    "[{kind: lists, task: set, items: 3, values: 9}, {kind: dyck, brackets: 4}, {kind: dyck, brackets: 9}, "
+    "{kind: lstm, hidden: 8, weight: 0.2}]"
+)
+
+
+def config(**changes):
+    return tiny.config(data__sources=MIXTURE, optimizer__z_loss=1e-2, **changes)
+
+
+def step(world: World, settings=None) -> dict:
+    """One step's loss and gradient on this rank's lanes after ten rounds, in micro-batches of two."""
+    settings = settings or config()
+    lanes = from_config(settings, owned_lanes(settings.data.lanes, world.rank, world.size), "cpu")
+    for _ in range(10):
+        rows = lanes.draw(1)
+    model = parametrization.build(settings)
+    run = Microbatches(settings, world, PlainPyTorch(model, None, 1.0), lanes.lanes[0], 2)
+    losses = SourceLosses(settings, lanes.origins())
+    share = run.backpropagate(rows, settings.data.lanes, settings.model.depth, 0, losses=losses)
+    bits, fields = losses.reduce(share, world)
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return {"bits": bits, **fields, "gradient": world.all_reduce_sum(gradient), "rows": rows, "of": lanes.origins()}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_step_is_the_mean_over_targets_and_each_source_has_its_own():
+    """Against the plain trainer's loss, and against cross-entropies token by token."""
+    found, settings = step(World.single()), config()
+    rows, plain = found["rows"], PlainTrainer(config(schedule__wake_every=0))
+    assert rows.dtype == torch.int16 and (rows < 0).any()
+    logits = plain.model(torch.where(rows < 0, ~rows, rows)[:, :-1].long(), settings.model.depth)
+    surprise = -F.log_softmax(logits, -1) / math.log(2)
+    lost: dict[int, list[float]] = {}
+    for row, origin, of_row in zip(rows.tolist(), found["of"].tolist(), surprise, strict=True):
+        for place, token in enumerate(row[1:]):
+            if token >= 0:
+                lost.setdefault(origin, []).append(of_row[place, token].item())
+    means = {origin: sum(each) / len(each) for origin, each in lost.items()}
+    names = ["lists", "dyck 1", "dyck 2", "lstm"]
+    expected = {names[origin]: mean for origin, mean in sorted(means.items()) if origin != NO_SOURCE}
+    assert {"lists", "dyck 1"} <= set(expected)
+    assert found["loss_bits_per_source"] == pytest.approx(expected, rel=1e-5)
+    everything = sum(lost.values(), [])
+    assert found["bits"] == pytest.approx(sum(everything) / len(everything), rel=1e-5)
+    assert plain.step(rows, 0) / math.log(2) == pytest.approx(found["bits"], rel=1e-5)
+    optimum = settings.data.sources[1].optimum(settings.model, 1)
+    assert found["excess_bits_per_source"]["lists"] == found["loss_bits_per_source"]["lists"]
+    assert found["excess_bits_per_source"]["dyck 1"] == pytest.approx(expected["dyck 1"] - optimum, rel=1e-5)
+    assert "lstm" not in found["excess_bits_per_source"]
+
+
+def test_targets_are_counted_over_all_ranks():
+    """Against one rank: three ranks, whose rows have different numbers of targets, give its loss and its gradient."""
+    alone, ranks = step(World.single()), run_ranks(step, 3)
+    assert len({int((rank["rows"][:, 1:] >= 0).sum()) for rank in ranks}) > 1
+    for rank in ranks:
+        assert rank["bits"] == pytest.approx(alone["bits"], rel=1e-6)
+        assert rank["loss_bits_per_source"] == pytest.approx(alone["loss_bits_per_source"], rel=1e-5)
+        torch.testing.assert_close(rank["gradient"], alone["gradient"], rtol=1e-4, atol=1e-7)
+
+
+def test_a_run_logs_each_source_and_resumes_with_them(tmp_path):
+    """Against the uninterrupted run, with rows drawn by workers: equal records, origins of rows included."""
+    overrides = [f"data.sources={MIXTURE}", "data.ahead=workers", "data.workers=2"]
+    train(tmp_path / "straight", *overrides, "run.steps=8")
+    for steps in (5, 8):
+        train(tmp_path / "parted", *overrides, f"run.steps={steps}")
+    fields = ("loss_bits_per_byte", "loss_bits_per_source", "excess_bits_per_source")
+    straight, parted = ([[line[f] for f in fields] for line in metrics(tmp_path / n)] for n in ("straight", "parted"))
+    assert straight == parted and "lists" in straight[-1][1]
+
+
+def test_targets_of_a_source_do_not_mix_with_a_first_target():
+    with pytest.raises(UserError, match="data.first_target: 3, but lists chooses its own targets: give 1"):
+        config(data__first_target=3)
+
+
+def test_a_sample_longer_than_a_row_is_refused():
+    """Against a row of 17 tokens, which would hold no whole sample, and so perhaps no target."""
+    with pytest.raises(UserError, match=r"items: 9 make samples of 19 tokens, more than a row's 17"):
+        tiny.config(data__sources="[{kind: lists, task: sort, items: 9, values: 9}]")
+    with pytest.raises(UserError, match=r"operations: 9 make samples of 19 tokens, more than a row's 17"):
+        tiny.config(data__sources="[{kind: stack, operations: 9}]")
