@@ -36,6 +36,10 @@ class DyckSettings(SourceSettings):
         if model and 2 * self.brackets > model.vocabulary:
             yield "brackets", f"{self.brackets} need {2 * self.brackets} tokens: {exceeds(model)}"
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """A bracket after another."""
+        return True
+
     def build(self, vocabulary: int) -> DyckSource:
         return DyckSource(vocabulary=vocabulary, **self.arguments())
 

@@ -32,7 +32,8 @@ import triton.language as tl
 
 from upscale.sources.recurrent.program import Program
 
-ROWS, UNITS, DEPTH = 16, 64, 32
+ROWS, UNITS, DEPTH = 4, 64, 32
+TABLE_ROWS, TABLE_DEPTH = 16, 16
 LEAST_WIDTH = 64
 
 
@@ -119,7 +120,7 @@ def _tables(program: Program, by_gate, biases: torch.Tensor, inner: int, tokens_
     weights = torch.stack(sides, dim=1)
     both = torch.stack([biases, torch.zeros_like(biases)], dim=1)
     tables = weights.new_empty(lanes, 2, tokens_wide, columns)
-    _table[(2 * lanes, tokens_wide // ROWS, triton.cdiv(columns, UNITS))](
+    _table[(2 * lanes, tokens_wide // TABLE_ROWS, triton.cdiv(columns, UNITS))](
         embedding,
         weights,
         both,
@@ -127,9 +128,9 @@ def _tables(program: Program, by_gate, biases: torch.Tensor, inner: int, tokens_
         columns,
         VOCABULARY=tokens_wide,
         INNER=inner,
-        ROWS=ROWS,
+        ROWS=TABLE_ROWS,
         UNITS=UNITS,
-        DEPTH=16,
+        DEPTH=TABLE_DEPTH,
         enable_fp_fusion=False,
     )
     return tables
