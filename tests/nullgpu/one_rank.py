@@ -3,8 +3,7 @@
 python one_rank.py "RANKS ROWS CONFIG [section.key=value ...]" ...
 
 Each case trains two steps of two microbatches of ROWS rows with all blocks awake, in a process of its own, and prints
-one JSON object. The other ranks are a fake group whose collectives do nothing. Weights are never drawn: numbers do not
-matter here, and pages of the host that nobody writes cost nothing.
+one JSON object. The other ranks are a fake group whose collectives do nothing.
 """
 
 from __future__ import annotations
@@ -20,17 +19,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from upscale.config import files as config_files
 from upscale.distributed.world import World
 from upscale.machine import accelerator
-from upscale.model import parametrization
 from upscale.planning import memory
 from upscale.training import train_step
 
 PASSES = 2
-
-
-def leave_weights_undrawn() -> None:
-    for name in ("kaiming_uniform_", "uniform_", "normal_", "ones_", "zeros_"):
-        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
-    parametrization.initialize = lambda *_, **__: None
 
 
 def measure(ranks: int, rows: int, name: str, overrides: list[str]) -> dict:
@@ -61,7 +53,6 @@ def measure(ranks: int, rows: int, name: str, overrides: list[str]) -> dict:
 
 
 def main(cases: list[str]) -> None:
-    leave_weights_undrawn()
     for case in cases:
         ranks, rows, name, *overrides = case.split()
         if not (child := os.fork()):

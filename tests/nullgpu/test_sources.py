@@ -7,7 +7,7 @@ import json
 from tests.nullgpu import standin
 from upscale.sources import KINDS
 
-MOST_LAUNCHES = 1000
+MOST_LAUNCHES = 2000
 """A draw's at most, of sources that write on the GPU by default; docs/sources.md has the table."""
 
 
