@@ -28,7 +28,7 @@ def saved_bytes(config) -> int:
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and tensor.dtype != torch.uint64:  # the state of attention's random numbers
+        if storage.data_ptr() not in own and tensor.numel() > 2:  # not the state of attention's random numbers
             found[storage.data_ptr()] = storage
         return tensor
 

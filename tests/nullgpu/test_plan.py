@@ -50,7 +50,13 @@ def test_a_block_saves_what_is_counted(tmp_path):
 def test_out_of_memory_ends_with_advice_that_fits(tmp_path):
     """Exit code 2, as for every config that cannot run here; and with the settings that it names the run finishes."""
     settings = ["evaluation.every=0", "checkpoint.every=0", "tracking.wandb=disabled", "run.steps=2"]
-    settings += [EAGER, "schedule.batch.start=64", "engine.micro_batch=64", "engine.precision=bf16"]
+    settings += [
+        EAGER,
+        "schedule.wake_every=0",
+        "schedule.batch.start=64",
+        "engine.micro_batch=64",
+        "engine.precision=bf16",
+    ]
     arguments = ["upscale/train.py", "--config", "configs/w384.yaml", f"run.dir={tmp_path / 'run'}", *settings]
     done = standin.run(arguments, tmp_path, timeout_seconds=600, memory_gib=5.0)
     assert done.code == 2, done.output[-3000:]
