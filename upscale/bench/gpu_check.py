@@ -62,11 +62,11 @@ def sections(only: list[str], small: bool) -> Iterator[Section]:
     """What runs, in the order of what it takes and of what one wants to know first."""
     gpus, total = torch.cuda.device_count(), torch.cuda.get_device_properties(0).total_memory
     if "kernel" in only:
-        reduced = ("--widths", "384", "--length", "16", "--repeats", "1") if small else ()
+        reduced = ("--widths", "384", "--hidden", "38", "--length", "16", "--repeats", "1") if small else ()
         yield Section("kernel", (sys.executable, "-m", "upscale.bench.kernel", *reduced), 120)
     if "tests" in only:
         yield Section("tests", (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"), 180, writes=False)
-    for width in WIDTHS if "step" in only else ():
+    for width in (WIDTHS[:1] if small else WIDTHS) if "step" in only else ():
         yield step(f"step w{width}", width, 1, total, small)
     if "ranks" in only:
         for name in ("deepspeed", "fsdp"):

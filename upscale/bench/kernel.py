@@ -43,12 +43,14 @@ def agreement(kind: type[LSTMSource] | type[GRUSource], hidden: int, length: int
     return (written == eager.write(*inputs(4, length, torch.device("cpu")))).all(-1).float().mean().item()
 
 
-def measure(widths: Sequence[int], repeats: int, length: int, device: torch.device) -> dict:
-    """Agreement at two hidden sizes for both cells, and rows a second of the LSTM at each width."""
+def measure(
+    widths: Sequence[int], hidden_sizes: Sequence[int], repeats: int, length: int, device: torch.device
+) -> dict:
+    """Agreement at some hidden sizes for both cells, and rows a second of the LSTM at each width."""
     equal = {
         f"{kind.__name__}, hidden {hidden}": agreement(kind, hidden, min(length, 160), device)
         for kind in (LSTMSource, GRUSource)
-        for hidden in (38, 102)
+        for hidden in hidden_sizes
     }
     rates = []
     for width in widths:
@@ -65,13 +67,14 @@ def measure(widths: Sequence[int], repeats: int, length: int, device: torch.devi
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS, metavar="N")
+    parser.add_argument("--hidden", nargs="+", type=int, default=(38, 102), metavar="N", help="where rows are compared")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--length", type=int, default=LENGTH, metavar="N", help=f"tokens of a row; default: {LENGTH}")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     if accelerator.device_type() != "cuda":
         raise UserError("the kernel runs on GPUs, and this machine has none")
-    found = measure(options.widths, options.repeats, options.length, torch.device("cuda", 0))
+    found = measure(options.widths, options.hidden, options.repeats, options.length, torch.device("cuda", 0))
     write_atomically(options.to, (json.dumps(found, indent=1) + "\n").encode())
     return 0
 
