@@ -13,12 +13,12 @@ EAGER = "model.compile=false"
 FEW = [f"8 16 w1024 engine.zero_stage=1 {EAGER}", f"8 8 w4096 engine.name=fsdp {EAGER}"]
 MANY = [
     *(f"8 16 w1024 engine.zero_stage={stage} {EAGER}" for stage in (0, 2, 3)),
-    *(f"8 16 w2048 engine.zero_stage={stage} {EAGER}" for stage in (1, 2)),
+    *(f"8 16 w2048 engine.name=deepspeed engine.zero_stage={stage} {EAGER}" for stage in (1, 2)),
     *(f"8 16 {width} engine.name=fsdp {EAGER}" for width in ("w1024", "w2048")),
-    f"8 8 w4096 engine.zero_stage=3 {EAGER}",
+    f"8 8 w4096 engine.name=deepspeed engine.zero_stage=3 {EAGER}",
     f"64 8 w4096 engine.name=fsdp engine.shard_ranks=8 {EAGER}",
     "8 16 w1024 engine.zero_stage=1",
-    "8 16 w2048 engine.zero_stage=2",
+    "8 16 w2048 engine.name=deepspeed engine.zero_stage=2",
     "8 16 w2048 engine.name=fsdp",
     "8 8 w4096 engine.name=fsdp",
 ]
