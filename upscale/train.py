@@ -44,6 +44,7 @@ from upscale.evaluation.table import summary
 from upscale.launch import signals
 from upscale.machine import accelerator, compiler
 from upscale.machine.timing import Stopwatch, peak_memory_gib
+from upscale.planning import out_of_memory
 from upscale.sources.tokens import ids
 from upscale.training import precision, train_step
 from upscale.training.logger import Tracker
@@ -76,10 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
     timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
     os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
     world = World.join(timeout_seconds=timeout_seconds)
-    trainer = Trainer(config, world, datasets, rows, initial, stop)
     try:
-        with trainer.watchdog:
-            code = trainer.run()
+        with out_of_memory.explained(config, world.device, world.size):
+            trainer = Trainer(config, world, datasets, rows, initial, stop)
+            with trainer.watchdog:
+                code = trainer.run()
         command.finish_together(world)
     except RuntimeError as error:  # what torch raises when a collective fails
         if not (silent := world.silent_ranks()):
@@ -130,7 +132,7 @@ class Trainer:
         model, self.engine = train_step.build(config, world, initialized=False)  # by self.saver.resume
         self.observer = Observer(model) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-        self.lanes = prefetch.prefetched(config.data, rows, owned, world.device)
+        self.lanes = prefetch.prefetched(config, rows, owned, world.device)
         self.micro_batch = train_step.micro_batch(config, world)
         self.microbatches = train_step.Microbatches(config, world, self.engine, self.lanes.lanes[0], self.micro_batch)
         self.peak_flops = planning.peak_flops(world.device)
@@ -145,6 +147,8 @@ class Trainer:
         self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
         overlaps = overlap.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
+        _, why_workers = prefetch.way(config, world.device)
+        more_notes = [*more_notes, why_workers] if why_workers else more_notes
         for note in [self.introduction(), *chosen.notes, *notes, *more_notes, *overlaps]:
             self.tracker.note(note)
 

@@ -11,7 +11,6 @@ from tests import tiny
 from upscale.bench import fitting
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.model import costs
 from upscale.planning import memory
 
 
@@ -60,8 +59,8 @@ def test_on_a_cpu_the_plan_decides(monkeypatch):
     config, world = tiny.config(engine__micro_batch="auto"), World.single()
     monkeypatch.setattr(fitting, "free_bytes", lambda: 1e9)
     assert fitting.micro_batch(config, world, 1) == (12, "planned")
-    states, rows = sum(memory.state_bytes(config, 1).values()), costs.activation_bytes(config.model, 3, "fp32")
-    monkeypatch.setattr(fitting, "free_bytes", lambda: 2 * (states + rows) / memory.USABLE_MEMORY + 2)
+    planned = (sum(memory.state_bytes(config, 1).values()) + memory.activation_bytes(config, 3)) / memory.USABLE_MEMORY
+    monkeypatch.setattr(fitting, "free_bytes", lambda: 2 * planned * fitting.CPU_ACTIVATIONS + 4)
     assert fitting.micro_batch(config, world, 2) == (3, "planned")
     monkeypatch.setattr(fitting, "free_bytes", lambda: 1e6)
     with pytest.raises(UserError, match="do not fit this machine's free memory"):

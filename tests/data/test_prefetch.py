@@ -40,7 +40,7 @@ def settings(**changes):
 def opened(mode, device=CPU, **changes):
     """Lanes 0 to 4 drawn in one mode, by two workers if by workers."""
     chosen = settings(data__ahead=mode, **({"data__workers": 2} if mode == "workers" else {}), **changes)
-    return prefetch.prefetched(chosen.data, training_rows.open_rows(chosen), range(5), device)
+    return prefetch.prefetched(chosen, training_rows.open_rows(chosen), range(5), device)
 
 
 @pytest.fixture
@@ -48,6 +48,23 @@ def rows(request):
     made = opened(request.param)
     yield made
     made.close()
+
+
+def test_auto_leaves_sources_of_many_launches_to_workers():
+    """On a GPU by the sources that are used, with a line that names them; on a CPU, and where it is said, never."""
+    gpu = torch.device("cuda")
+    for sources, expected in (
+        ("[{kind: lstm}, {kind: uniform}]", "thread"),
+        ("[{kind: lstm}, {kind: dyck}, {kind: transformer, weight: 0}]", "workers"),
+        ("[{kind: dyck, weight: 0}, {kind: lstm}]", "thread"),
+    ):
+        chosen = tiny.config(data__sources=sources)
+        mode, line = prefetch.way(chosen, gpu)
+        assert mode == expected
+        assert (line is None) == (mode == "thread") and "transformer" not in (line or "")
+        assert prefetch.way(chosen, CPU) == ("none", None)
+    assert "because dyck would" in prefetch.way(tiny.config(data__sources="[{kind: dyck}]"), gpu)[1]
+    assert prefetch.way(tiny.config(data__sources="[{kind: dyck}]", data__ahead="thread"), gpu) == ("thread", None)
 
 
 @pytest.mark.parametrize("rows", MODES, indirect=True)
@@ -232,7 +249,7 @@ def test_training_ahead_and_resuming_give_the_same_losses(tmp_path):
 def test_settings_that_do_not_fit_are_named(tmp_path):
     """Against the message, before anything is started."""
     output = train(tmp_path, "data.workers=2", "data.ahead=thread", expect=2)
-    assert "data.workers: 2 without data.ahead=workers starts none" in output
+    assert "data.workers: 2 is read with data.ahead=workers only" in output
 
 
 @pytest.mark.gpu

@@ -95,6 +95,44 @@ API int cuPointerGetAttributes(unsigned count, int *attributes, void **out, uint
     if (out[i]) cuPointerGetAttribute(out[i], attributes[i], pointer);
   return 0;
 }
+
+/* ---- Expandable segments: addresses are reserved once, and memory is put behind them piece by piece ---- */
+
+#define OUT_OF_MEMORY 2
+struct allocation {
+  int device;
+  size_t bytes;
+};
+struct properties {
+  int type, handle_types, location_type, device;
+};
+API int cuMemGetAllocationGranularity(size_t *bytes, const struct properties *properties, int option) {
+  *bytes = 2 << 20;
+  return 0;
+}
+API int cuMemAddressReserve(uint64_t *out, size_t bytes, size_t alignment, uint64_t wanted, uint64_t flags) {
+  *out = (uint64_t)((void *(*)(size_t))RUNTIME("nullgpu_reserve"))(bytes);
+  return *out ? 0 : OUT_OF_MEMORY;
+}
+API int cuMemAddressFree(uint64_t address, size_t bytes) {
+  ((void (*)(void *))RUNTIME("nullgpu_leave"))((void *)address);
+  return 0;
+}
+API int cuMemCreate(struct allocation **out, size_t bytes, const struct properties *properties, uint64_t flags) {
+  if (!((int (*)(int, size_t))RUNTIME("nullgpu_take"))(properties->device, bytes)) return OUT_OF_MEMORY;
+  *out = malloc(sizeof **out);
+  **out = (struct allocation){properties->device, bytes};
+  return 0;
+}
+API int cuMemRelease(struct allocation *it) {
+  ((void (*)(int, size_t))RUNTIME("nullgpu_give"))(it->device, it->bytes);
+  free(it);
+  return 0;
+}
+API int cuMemMap(uint64_t address, size_t bytes, size_t offset, struct allocation *it, uint64_t flags) { return 0; }
+API int cuMemUnmap(uint64_t address, size_t bytes) { return 0; }
+API int cuMemSetAccess(uint64_t address, size_t bytes, const void *description, size_t count) { return 0; }
+
 API int cuStreamIsCapturing(void *stream, int *status) { return *status = 0; }
 API int cuTensorMapEncodeTiled(void *map) { return 0; }
 API int cuTensorMapEncodeIm2col(void *map) { return 0; }

@@ -23,27 +23,32 @@ static struct {
 static int piece_count;
 static size_t used[MOST_DEVICES];
 
+static int take(int device, size_t bytes) {
+  if (used[device] + bytes + CONTEXT_BYTES > nullgpu_memory_bytes()) return 0;
+  used[device] += bytes;
+  nullgpu_contexts[device] = 1;
+  return 1;
+}
+
+/* Addresses of a device, NULL where there are none left; the lock is held. */
+static void *reserve(int device, size_t bytes) {
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, index = 0;
+  char *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  while (index < piece_count && pieces[index].start) index++;
+  if (start == MAP_FAILED || index == PIECES) return NULL;
+  if (index == piece_count) piece_count++;
+  pieces[index].start = start;
+  pieces[index].bytes = bytes;
+  pieces[index].device = device;
+  return start;
+}
+
 API cudaError_t cudaMalloc(void **out, size_t bytes) {
-  int device = nullgpu_device, index = 0;
-  cudaError_t result = cudaErrorMemoryAllocation;
   *out = NULL;
   pthread_mutex_lock(&lock);
-  if (used[device] + bytes + CONTEXT_BYTES <= nullgpu_memory_bytes()) {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    char *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    while (index < piece_count && pieces[index].start) index++;
-    if (start != MAP_FAILED && index < PIECES) {
-      if (index == piece_count) piece_count++;
-      pieces[index].start = *out = start;
-      pieces[index].bytes = bytes;
-      pieces[index].device = device;
-      used[device] += bytes;
-      nullgpu_contexts[device] = 1;
-      result = cudaSuccess;
-    }
-  }
+  if (take(nullgpu_device, bytes) && !(*out = reserve(nullgpu_device, bytes))) used[nullgpu_device] -= bytes;
   pthread_mutex_unlock(&lock);
-  return result;
+  return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 /* The piece that holds an address, -1 for the host's memory; the lock is held. */
@@ -62,17 +67,50 @@ static int device_of(const void *address) {
   return device;
 }
 
-API cudaError_t cudaFree(void *address) {
-  pthread_mutex_lock(&lock);
+/* Give addresses up; returns their device, -1 for what is no piece's start. The lock is held. */
+static int leave(void *address, size_t *bytes) {
   int piece = piece_of(address);
-  if (piece >= 0) {
-    used[pieces[piece].device] -= pieces[piece].bytes;
-    munmap(address, pieces[piece].bytes);
-    pieces[piece].start = NULL;
-  }
+  if (piece < 0) return -1;
+  *bytes = pieces[piece].bytes;
+  munmap(address, *bytes);
+  pieces[piece].start = NULL;
+  return pieces[piece].device;
+}
+
+API cudaError_t cudaFree(void *address) {
+  size_t bytes;
+  pthread_mutex_lock(&lock);
+  int device = leave(address, &bytes);
+  if (device >= 0) used[device] -= bytes;
   pthread_mutex_unlock(&lock);
   return cudaSuccess;
 }
+
+/* What the driver's calls for expandable segments need: addresses first, memory behind them later. */
+API void *nullgpu_reserve(size_t bytes) {
+  pthread_mutex_lock(&lock);
+  void *start = reserve(nullgpu_device, bytes);
+  pthread_mutex_unlock(&lock);
+  return start;
+}
+API void nullgpu_leave(void *address) {
+  size_t bytes;
+  pthread_mutex_lock(&lock);
+  leave(address, &bytes);
+  pthread_mutex_unlock(&lock);
+}
+API int nullgpu_take(int device, size_t bytes) {
+  pthread_mutex_lock(&lock);
+  int taken = take(device, bytes);
+  pthread_mutex_unlock(&lock);
+  return taken;
+}
+API void nullgpu_give(int device, size_t bytes) {
+  pthread_mutex_lock(&lock);
+  used[device] -= bytes;
+  pthread_mutex_unlock(&lock);
+}
+
 API cudaError_t cudaMallocAsync(void **out, size_t bytes, cudaStream_t stream) { return cudaMalloc(out, bytes); }
 API cudaError_t cudaFreeAsync(void *address, cudaStream_t stream) { return cudaFree(address); }
 API cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags) {

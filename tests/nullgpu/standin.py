@@ -28,7 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 LIBRARY = ("runtime.c", "memory.c", "libraries.c")
-SOURCES = (*LIBRARY, "driver.c", "nullgpu.h")
+SOURCES = (*LIBRARY, "driver.c", "management.c", "nullgpu.h")
 CALLS = re.compile(r"U ((?:__)?(?:cuda|cublas|nccl)[A-Z]\w*)")
 LAUNCHER_VARIABLES = re.compile(
     r"SLURM_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_\w+|CUDA_VISIBLE_DEVICES|DS_ACCELERATOR"
@@ -108,6 +108,8 @@ def _compile(folder: Path) -> None:
     rest = folder / "rest.c"
     rest.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(wanted - own)))
     _call([*flags, "-o", library, *sources, rest, "-ldl", "-lpthread"])
+    management = folder / "libnvidia-ml.so.1"
+    _call([*flags, "-Wl,-soname,libnvidia-ml.so.1", "-o", management, HERE / "management.c"])
     _call([*flags, "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so.1", HERE / "driver.c", "-ldl"])
 
 

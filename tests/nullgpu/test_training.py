@@ -63,32 +63,33 @@ def test_a_step_under_stage_3_starts_and_its_optimizer_waits_twice(tmp_path):
         assert phase["waits"] <= MOST_WAITS and phase["launches"] <= MOST_OPTIMIZER_LAUNCHES, phase
 
 
-@pytest.mark.parametrize("engine", ["fsdp", "stage 1", pytest.param("stage 2", marks=pytest.mark.slow)])
-def test_two_ranks_keep_to_their_own_devices(engine, tmp_path):
-    """By torchrun with two GPUs visible; the thread that draws ahead of rank 1 made a context on GPU 0."""
-    settings = [*NARROW, *QUIET, *ENGINES[engine], "run.steps=3", "model.compile=false", "model.depth=10"]
-    done = train(tmp_path, *settings, launcher=(*TORCHRUN, str(free_port())), devices=2)
+TWO_RANKS = [*NARROW, *QUIET, "run.steps=3", "model.compile=false", "model.depth=6"]
+
+
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("stage 1", marks=pytest.mark.slow)])
+def test_two_ranks_of_torchrun_keep_to_their_own_devices(engine, tmp_path):
+    """With both GPUs visible; the thread that draws ahead of rank 1 made a context on GPU 0."""
+    launcher = (*TORCHRUN, str(free_port()))
+    done = train(tmp_path, *TWO_RANKS, *ENGINES[engine], launcher=launcher, devices=2)
     check(done, ranks=2)
     assert all(report.totals["collectives"] > 0 for report in done.reports)
 
 
-@pytest.mark.slow
-def test_the_deepspeed_launcher_starts_it(tmp_path):
+def test_two_ranks_of_deepspeeds_launcher_keep_to_their_own_devices(tmp_path):
     launcher = (sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()))
-    settings = [*NARROW, *QUIET, "run.steps=3", "model.compile=false", "model.depth=6"]
-    check(train(tmp_path, *settings, launcher=launcher, devices=2), ranks=2)
+    check(train(tmp_path, *TWO_RANKS, *ENGINES["stage 2"], launcher=launcher, devices=2), ranks=2)
 
 
-@pytest.mark.slow
-def test_slurm_tasks_that_see_all_gpus_take_one_each(tmp_path):
-    """Two processes with the variables of an srun step."""
+@pytest.mark.parametrize("visible", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_tasks_of_slurm_keep_to_their_own_devices(visible, tmp_path):
+    """Two processes with the variables of an srun step, which see one GPU each (--gpus-per-task) or both."""
     port = free_port()
-    settings = [*NARROW, *QUIET, "run.steps=3", "model.compile=false", "model.depth=6", f"run.dir={tmp_path / 'run'}"]
+    settings = [*TWO_RANKS, *ENGINES["stage 1"], f"run.dir={tmp_path / 'run'}"]
     tasks = [
         standin.start(
             ["upscale/train.py", "--config", "configs/w1024.yaml", *settings],
             tmp_path,
-            devices=2,
+            devices=visible,
             SLURM_JOB_ID="7",
             SLURM_STEP_ID="0",
             SLURM_PROCID=str(rank),
@@ -103,7 +104,8 @@ def test_slurm_tasks_that_see_all_gpus_take_one_each(tmp_path):
     ]
     outputs = [task.communicate(timeout=900)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs[0][-3000:]
-    check(standin.Done(0, outputs[0], standin.read_reports(tmp_path)), ranks=2)
+    devices = [[0], [0]] if visible == 1 else [[0], [1]]
+    check(standin.Done(0, outputs[0], standin.read_reports(tmp_path)), ranks=2, devices=devices)
 
 
 def test_a_run_evaluates_saves_resumes_stops_and_is_exported(tmp_path):

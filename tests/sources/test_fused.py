@@ -18,12 +18,12 @@ from upscale.randomness.streams import Purpose, Stream
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 TOKEN_FOR_TOKEN = """
-    lstm, hidden 38, two lanes:        dict(kind='lstm', lanes=2, rows=5, hidden=38)
-    lstm, hidden 102, two tiles:       dict(kind='lstm', lanes=1, rows=19, hidden=102, length=9)
+    lstm, hidden 38, two lanes:        dict(kind='lstm', lanes=2, rows=4, hidden=38)
+    lstm, hidden 102, two tiles:       dict(kind='lstm', lanes=1, rows=7, hidden=102, length=9)
     lstm, warm, small vocabulary:      dict(kind='lstm', lanes=1, rows=3, hidden=7, vocabulary=11, temperature=0.5)
     lstm, greedy, one seed token:      dict(kind='lstm', lanes=1, rows=2, hidden=9, temperature=0.0, seed_tokens=1)
-    gru, hidden 51, another seed:      dict(kind='gru', lanes=1, rows=7, hidden=51, seed=2**40 + 3)
-    gru, warm:                         dict(kind='gru', lanes=1, rows=16, hidden=12, temperature=1.0)
+    gru, hidden 51, another seed:      dict(kind='gru', lanes=1, rows=4, hidden=51, seed=2**40 + 3)
+    gru, warm:                         dict(kind='gru', lanes=1, rows=4, hidden=12, temperature=1.0)
 """
 
 
@@ -97,7 +97,8 @@ def test_the_kernels_compile_for_hopper():
 
     from upscale.sources.recurrent import fused
 
-    constants = dict(GATES=4, HIDDEN=128, VOCABULARY=256, GREEDY=False, ROWS=16, UNITS=64, DEPTH=32)
+    tile = dict(ROWS=fused.ROWS, UNITS=fused.UNITS, DEPTH=fused.DEPTH)
+    constants = dict(GATES=4, HIDDEN=128, VOCABULARY=256, GREEDY=False, **tile)
     kinds = dict.fromkeys(constants, "constexpr") | dict(length="i32", seed_tokens="i32")
     kinds |= dict(conditions="*i32", tokens="*i32")
     signature = {name: kinds.get(name, "*fp32") for name in fused._walk.arg_names}

@@ -21,6 +21,9 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 TRUSTED_SHARE = 0.95
 """Of a GPU's memory: what several ranks fill at most by extrapolation, because none of them may run out of it alone."""
 
+CPU_ACTIVATIONS = 1.25
+"""What activations take on a CPU, where dropout's masks are floats, of what the plan counts for a GPU; at most."""
+
 
 def micro_batch(config: Config, world: World, local_ranks: int) -> tuple[int, str]:
     """Rows a pass, and how they were found: `given`, `planned` or `tried`; the same on every rank.
@@ -31,7 +34,7 @@ def micro_batch(config: Config, world: World, local_ranks: int) -> tuple[int, st
     if config.engine.micro_batch != AUTO:
         return min(config.engine.micro_batch, most), "given"
     if world.device.type == "cpu":
-        planned = memory.largest_micro_batch(config, world.size, free_bytes() / local_ranks)
+        planned = memory.largest_micro_batch(config, world.size, free_bytes() / local_ranks / CPU_ACTIVATIONS)
         rows = int(-world.all_reduce_max(-min(planned, most)))
         if rows < 1:
             states = sum(memory.state_bytes(config, world.size).values()) / 2**30

@@ -7,9 +7,10 @@ import json
 import torch
 
 from upscale.bench.machine import machine, seconds, summary
+from upscale.config import ModelConfig
 from upscale.config import files as config_files
 from upscale.randomness.streams import Stream
-from upscale.sources import KINDS
+from upscale.sources import KINDS, Source, SourceSettings
 
 LANES, ROWS = 8, 16
 
@@ -28,13 +29,9 @@ def run(width: int, repeats: int, device: torch.device) -> dict:
 
 def rows_per_second(settings: dict, width: int, repeats: int, device: torch.device) -> dict[str, float]:
     """Speed of one entry of `data.sources` at a model's width: LANES lanes of ROWS rows a call."""
-    config = config_files.load(
-        None, [f"model.width={width}", "model.depth=1", "model.heads=1", f"data.sources=[{json.dumps(settings)}]"]
-    ).resolved()
-    source = config.data.sources[0].build(config.model.vocabulary)
-    length, vocabulary = config.model.context + 1, config.model.vocabulary
-    noise = Stream(0, range(LANES), [0] * LANES, device).integers(1000, vocabulary, ROWS, length + source.seed_tokens)
-    conditions, seeds = noise[..., :length].to(torch.uint8), noise[..., length:].to(torch.uint8)
+    entry, model = resolved(settings, width)
+    source = entry.build(model.vocabulary)
+    conditions, seeds = inputs(source, model, device)
     rounds = iter(range(1 << 30))
     taken = seconds(
         {"write": lambda: source.write(Stream(0, range(LANES), [next(rounds)] * LANES, device), conditions, seeds)},
@@ -42,3 +39,19 @@ def rows_per_second(settings: dict, width: int, repeats: int, device: torch.devi
         device,
     )["write"]
     return summary([LANES * ROWS / each for each in taken])
+
+
+def resolved(settings: dict, width: int) -> tuple[SourceSettings, ModelConfig]:
+    """One entry of `data.sources`, and the model of that width, without `auto`."""
+    config = config_files.load(
+        None, [f"model.width={width}", "model.depth=1", "model.heads=1", f"data.sources=[{json.dumps(settings)}]"]
+    ).resolved()
+    return config.data.sources[0], config.model
+
+
+def inputs(source: Source, model: ModelConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random conditions and seeds for LANES lanes of ROWS rows."""
+    length = model.context + 1
+    stream = Stream(0, range(LANES), [0] * LANES, device)
+    noise = stream.integers(1000, model.vocabulary, ROWS, length + source.seed_tokens).to(torch.uint8)
+    return noise[..., :length], noise[..., length:]

@@ -93,7 +93,7 @@ def measure(
     micro_batch, found_by = fitting.micro_batch(config, world, local_ranks)
     say(f"micro-batches of {micro_batch} rows ({found_by}); building the model")
     owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
-    source = prefetch.prefetched(config.data, rows, owned, world.device)
+    source = prefetch.prefetched(config, rows, owned, world.device)
     _, engine = train_step.build(config, world)
     engine_step = Contender(config, world, engine, micro_batch)
     beside: dict[str, Contender] = {}

@@ -23,6 +23,7 @@ from upscale.errors import RunError, UserError
 from upscale.files import write_atomically
 from upscale.launch.supervisor import Supervisor
 from upscale.machine import accelerator, compiler
+from upscale.planning import out_of_memory
 from upscale.training import precision
 
 
@@ -91,9 +92,9 @@ def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) ->
     config = chosen.config
     for line in (f"precision {config.engine.precision}: {chosen.reason}", *chosen.notes):
         say(line)
-    found = step.measure(
-        config, world, rows, place.local_size or place.size, options.steps, options.warm_up, options.baseline, say
-    )
+    local_ranks = place.local_size or place.size
+    with out_of_memory.explained(config, world.device, world.size):
+        found = step.measure(config, world, rows, local_ranks, options.steps, options.warm_up, options.baseline, say)
     if world.is_main:
         result = {
             "kind": "step",

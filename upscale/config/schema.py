@@ -176,7 +176,8 @@ class DataConfig(Section):
     ahead: Literal["auto", "none", "thread", "workers"] = "auto"
     """How the next step's rows are drawn while one trains, without changing them: thread: in a thread, on a GPU with a
     stream of its own; workers: in processes, on the CPU also where a GPU trains; none: not at all, a step begins with
-    its rows; auto: thread with a GPU, none without."""
+    its rows; auto: none without a GPU, thread with one, but workers where a source would launch thousands of kernels
+    there for a draw (docs/sources.md)."""
     workers: Count | Auto = AUTO
     """ahead: workers only: processes a rank, at most one a lane; auto: the rank's share of the cores but one."""
 
@@ -383,7 +384,7 @@ def problems_between_sections(sections: dict[str, Any]) -> list[tuple[str, str]]
                 ("data.reset", "constant + noise must be at most 1: no more rows can be reset than were enriched")
             )
         if data.workers != AUTO and data.ahead != "workers":
-            found.append(("data.workers", f"{data.workers} without data.ahead=workers starts none; set that too"))
+            found.append(("data.workers", f"{data.workers} is read with data.ahead=workers only; set that too"))
         if data.ahead == "workers" and data.kind == "corpus":
             found.append(("data.ahead", "workers are for synthetic rows; corpora are only read: give auto or thread"))
         found += problems_of_sources(data.sources, model, data.first_target)

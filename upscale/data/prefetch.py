@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 import torch
 
-from upscale.config import AUTO, DataConfig
+from upscale.config import AUTO, Config
 from upscale.data.training_rows import RestorableRows, Rows, SnapshotRows
 from upscale.data.worker_pool import Workers
 from upscale.machine import cores
@@ -135,24 +135,40 @@ class NoPrefetch:
 
 
 def prefetched(
-    settings: DataConfig,
+    config: Config,
     rows: Callable[[Sequence[int], torch.device | str], Rows],
     lanes: Sequence[int],
     device: torch.device,
 ) -> Prefetcher | NoPrefetch:
-    """The rows of some lanes, drawn as `data.ahead` says; `rows` makes them of lanes and a device.
-
-    auto is a thread with a GPU, which trains meanwhile, and none without, where both would want the same cores.
-    """
-    mode = settings.ahead
-    if mode == AUTO:
-        mode = "thread" if device.type == "cuda" else "none"
+    """The rows of some lanes, drawn as `data.ahead` says; `rows` makes them of lanes and a device."""
+    mode, _ = way(config, device)
     if mode == "none":
         return NoPrefetch(rows(lanes, device), device)
     if mode == "thread":
         return Prefetcher(SnapshotRows(rows(lanes, device)), device)
-    count = spare_cores(device) if settings.workers == AUTO else settings.workers
+    count = spare_cores(device) if config.data.workers == AUTO else config.data.workers
     return Prefetcher(Workers(rows, lanes, count), device)
+
+
+def way(config: Config, device: torch.device) -> tuple[str, str | None]:
+    """`none`, `thread` or `workers`, the same on every rank of one kind, and a line to log where it is unexpected.
+
+    auto is a thread with a GPU, which trains meanwhile, and none without, where both would want the same cores. Workers
+    write where a source would launch thousands of small kernels for a draw: they would wait for the training's in the
+    GPU's queues, and the thread that launches them holds the interpreter that launches the training's.
+    """
+    if config.data.ahead != AUTO:
+        return config.data.ahead, None
+    if device.type != "cuda":
+        return "none", None
+    used = [source for source in config.data.sources if source.weight] if config.data.kind == "synthetic" else []
+    slow = sorted({source.kind for source in used if source.launches_many(config.model)})
+    if not slow:
+        return "thread", None
+    return "workers", (
+        f"rows are written by processes on the CPU (data.ahead=auto), because {' and '.join(slow)} would launch "
+        "thousands of small kernels on the GPU for every step; data.ahead=thread writes them there all the same"
+    )
 
 
 def spare_cores(device: torch.device) -> int:

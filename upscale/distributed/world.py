@@ -53,6 +53,7 @@ class World:
         """
         environment = os.environ if environment is None else environment
         found = placement(environment)
+        accelerator.let_segments_grow()
         device, backend = _device(found, environment)
         timeout = datetime.timedelta(seconds=timeout_seconds)
         # DeepSpeed and torch read these from the environment; Slurm sets its own names only. On a GPU LOCAL_RANK is the

@@ -40,11 +40,14 @@ def flops_per_token(model: ModelConfig, active_blocks: int) -> float:
     return active_blocks * blocks.KINDS[model.block].flops_per_token(model) + 6 * model.vocabulary * model.width
 
 
-def activation_bytes(model: ModelConfig, rows: int, precision: str) -> float:
-    """The peak of what a micro-batch of `rows` needs besides the states, all blocks awake."""
+def activation_bytes(model: ModelConfig, rows: int, precision: str, compiled: bool = False) -> float:
+    """The peak of what a microbatch of `rows` needs on a GPU besides the states, all blocks awake.
+
+    Compiled blocks treat selective checkpointing as none (model/activation_checkpointing.py).
+    """
     block, w, positions = blocks.KINDS[model.block], model.width, rows * model.context
-    saved = block.saved_bytes(model, rows, precision)
-    if model.checkpointing == "none":
+    saved = (block.compiled_bytes if compiled else block.saved_bytes)(model, rows, precision)
+    if model.checkpointing == "none" or (model.checkpointing == "selective" and compiled):
         inside = model.depth * saved + progressive_blocks(model) * positions * 4 * w
     else:
         # What every block keeps, and the insides of the one being computed again.

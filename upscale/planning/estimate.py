@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from upscale import schedule
 from upscale.config import AUTO, Config
 from upscale.config import schema as config_schema
-from upscale.model.costs import activation_bytes, flops_per_token, parameters
+from upscale.model.costs import flops_per_token, parameters
 from upscale.planning import memory
 from upscale.planning.communication import Cluster, Traffic, traffic
 
@@ -32,6 +32,7 @@ class Estimate:
     global_batch: int
     rows_of_busiest_rank: int
     activation_bytes: float
+    rank_bytes: float
     traffic: Traffic
     compute_seconds: float
     optimizer_seconds: float
@@ -40,10 +41,6 @@ class Estimate:
     @property
     def fits(self) -> bool:
         return self.micro_batch > 0
-
-    @property
-    def rank_bytes(self) -> float:
-        return sum(self.states.values()) + self.activation_bytes
 
     @property
     def exposed_seconds(self) -> float:
@@ -148,7 +145,8 @@ def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
         passes=passes,
         global_batch=batch,
         rows_of_busiest_rank=busiest,
-        activation_bytes=activation_bytes(model, max(1, micro_batch), config.engine.precision),
+        activation_bytes=memory.activation_bytes(config, max(1, micro_batch)),
+        rank_bytes=memory.peak_bytes(config, ranks, max(1, micro_batch), passes),
         traffic=traffic(config, cluster, passes),
         compute_seconds=max(flops / rate, weight_seconds),
         optimizer_seconds=moved_bytes / memory.shard_ranks(config, ranks) / device.memory_bandwidth

@@ -1,9 +1,9 @@
-"""The bytes a rank holds under each engine: states exactly, activations as eager PyTorch saves them.
+"""The bytes a rank holds under each engine: states and activations.
 
 States are counted from the shapes of the model on the meta device, with the padding each engine adds; tests compare
-them with the storages of real engines. Activations (model/costs.py) are what autograd saves for the backward pass,
-counted tensor by tensor; tests compare them with autograd's own hooks. `torch.compile` saves less, so a compiled run
-has room to spare.
+them with the storages of real engines. Activations (model/costs.py) are what autograd, or the compiler of a compiled
+block, saves on a GPU for the backward pass, counted tensor by tensor; tests compare them with autograd's own hooks, and
+the sum with the peaks of the allocator (tests/nullgpu).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import torch
 from upscale import optim
 from upscale.config import AUTO, Config, ModelConfig
 from upscale.engines import buckets
-from upscale.model import blocks, parametrization
-from upscale.model.costs import activation_bytes, parameters
+from upscale.model import blocks, costs, parametrization
+from upscale.model.costs import parameters
 
 USABLE_MEMORY = 0.9
 """Share of a device's memory to plan with: the rest is the CUDA context, the allocator's gaps and NCCL's buffers."""
+CONTEXT_BYTES = 600 * 2**20
+"""What a CUDA context takes of a GPU, about."""
 CPU_MICRO_BATCH = 16
 
 # DeepSpeed 0.19.8's defaults, in elements, of what stays gathered at stage 3.
@@ -122,10 +124,41 @@ def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, 
     }
 
 
+def compiled(config: Config) -> bool:
+    """Whether blocks are compiled on a GPU: ZeRO 3's hooks would break every graph."""
+    if config.model.compile == AUTO:
+        return (config.engine.name, config.engine.zero_stage) != ("deepspeed", 3)
+    return config.model.compile
+
+
+def activation_bytes(config: Config, rows: int) -> float:
+    """The peak of what a microbatch of `rows` needs on a GPU besides the states, all blocks awake.
+
+    FSDP2 gathers matrices as bfloat16 already, so autograd saves no copies of them.
+    """
+    model = config.model
+    taken = costs.activation_bytes(model, rows, config.engine.precision, compiled(config))
+    if config.engine.name == "fsdp" and config.engine.in_bfloat16:
+        copied = 1 if model.checkpointing == "full" else model.depth
+        taken -= copied * 2 * blocks.KINDS[model.block].matrix_parameters(model)
+    return taken
+
+
+def peak_bytes(config: Config, ranks: int, rows: int, passes: int) -> float:
+    """Bytes on the rank that holds most, at the peak of a step of so many microbatches of `rows`.
+
+    In a step's only microbatch gradients come where activations go.
+    """
+    states, activations = state_bytes(config, ranks), activation_bytes(config, rows)
+    if passes > 1:
+        return sum(states.values()) + activations
+    return sum(states.values()) - states["gradients"] + max(activations, states["gradients"])
+
+
 def largest_micro_batch(config: Config, ranks: int, memory_bytes: float) -> int:
     """Rows a pass can hold on a device of `memory_bytes`; 0 when the states alone do not leave room for one."""
     room = memory_bytes * USABLE_MEMORY - sum(state_bytes(config, ranks).values())
-    one, two = (activation_bytes(config.model, rows, config.engine.precision) for rows in (1, 2))
+    one, two = (activation_bytes(config, rows) for rows in (1, 2))
     rows = 0 if one > room else 1 + int((room - one) // (two - one))
     return rows if rows < 8 else rows // 8 * 8
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from upscale import schedule
 from upscale.console.text import aligned_table, duration, size
-from upscale.model.costs import activation_bytes, flops_per_token, parameters
+from upscale.model.costs import flops_per_token, parameters
+from upscale.planning import memory
 from upscale.planning.estimate import Estimate, run_flops
-from upscale.planning.memory import USABLE_MEMORY
 
 
 def engine_name(one: Estimate) -> str:
@@ -31,6 +31,7 @@ def record(one: Estimate) -> dict:
         "passes": one.passes,
         "state_bytes": one.states,
         "activation_bytes": one.activation_bytes,
+        "peak_bytes": one.rank_bytes,
         "sent_bytes_per_step": one.traffic.sent_bytes,
         "compute_seconds": one.compute_seconds,
         "optimizer_seconds": one.optimizer_seconds,
@@ -51,7 +52,7 @@ def details(one: Estimate) -> str:
     flops = flops_per_token(model, model.depth)
     states = ", ".join(f"{kind} {size(count)}" for kind, count in one.states.items() if count)
     rows = [row for row in (1, 4, 16, 64) if row <= one.rows_of_busiest_rank]
-    by_rows = ", ".join(f"{size(activation_bytes(model, row, config.engine.precision))} for {row}" for row in rows)
+    by_rows = ", ".join(f"{size(memory.activation_bytes(config, row))} for {row}" for row in rows)
     lines = {
         "model": f"width {model.width}, {model.depth} blocks ({model.block}), {parameters(model):,} parameters",
         "work": f"{flops * model.context:.3g} FLOP an instance, {run_flops(config):.3g} for "
@@ -106,7 +107,7 @@ def advice(written: Estimate, estimates: Sequence[Estimate]) -> str:
     lines = []
     best = estimates[0]
     if not written.fits:
-        usable = written.cluster.device.memory_bytes * USABLE_MEMORY
+        usable = written.cluster.device.memory_bytes * memory.USABLE_MEMORY
         given = written.config.engine.micro_batch
         tried = "one row" if given == "auto" else f"engine.micro_batch = {given}"
         lines.append(

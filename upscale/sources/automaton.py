@@ -13,13 +13,16 @@ writes the first of the symbols and goes back to state 0.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.base import Source, SourceSettings
 from upscale.sources.tokens import check_vocabulary, renamed, token_dtype
+
+if TYPE_CHECKING:
+    from upscale.config import ModelConfig
 
 SUCCESS = 0.9
 MOST_SYMBOLS = 256
@@ -29,6 +32,10 @@ class AutomatonSettings(SourceSettings):
     kind: Literal["automaton"]
     permute: bool = True
     """true: each row's symbols are drawn from the whole vocabulary, as in the published code; false: the low ids."""
+
+    def launches_many(self, model: ModelConfig) -> bool:
+        """A state after another."""
+        return True
 
     def build(self, vocabulary: int) -> AutomatonSource:
         return AutomatonSource(vocabulary=vocabulary, **self.arguments())

@@ -62,6 +62,10 @@ class AutoregressiveSettings(SourceSettings):
         if model and self.seed_tokens > model.context:
             yield "seed_tokens", f"{self.seed_tokens} exceeds model.context = {model.context}"
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """PyTorch's operations, one token after another."""
+        return True
+
 
 class AutoregressiveSource(Source):
     """Checks, filling-up, the walk over time. A subclass gives `_walk`.

@@ -71,6 +71,11 @@ class SourceSettings(Section):
         """Impossible values as (key, message); `model` is None where that section is itself in error."""
         yield from ()
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """Whether a GPU writes its rows by thousands of small kernels a draw, which would keep the host from launching
+        the training's: with `data.ahead: auto`, processes on the CPU then write them."""
+        return False
+
     def build(self, vocabulary: int) -> Source:
         """The source that this entry describes, for token ids 0 to vocabulary - 1."""
         raise NotImplementedError

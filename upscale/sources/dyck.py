@@ -68,6 +68,10 @@ class DyckSettings(SourceSettings):
         limits = (0, 0) if self.variant == "balanced" else (min(self.depth, length), self.word_tokens or length + 1)
         return expected_bits(length, self.brackets, self.open_probability, *limits)
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """A bracket after another."""
+        return True
+
     def build(self, vocabulary: int) -> DyckSource:
         return DyckSource(vocabulary=vocabulary, **self.arguments())
 

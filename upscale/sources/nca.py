@@ -110,6 +110,10 @@ class NCASettings(SourceSettings):
         if self.band[0] >= self.band[1]:
             yield "band", f"{self.band} is not [low, high]"
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """Rule after rule is tried, and gzip judges each on the CPU."""
+        return tuple(self.band) != ALL_RULES
+
     def build(self, vocabulary: int) -> NCASource:
         return NCASource(vocabulary=vocabulary, **self.arguments())
 

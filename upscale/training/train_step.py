@@ -13,16 +13,17 @@ from upscale.config import AUTO, Config
 from upscale.distributed.world import World
 from upscale.model import parametrization
 from upscale.model.transformer import Transformer, row_losses, row_z_losses
+from upscale.planning import memory
 from upscale.randomness.streams import Purpose, Stream
 from upscale.sources.tokens import ids
 from upscale.training.source_losses import SourceLosses
 
 
 def compiled(config: Config, device: torch.device) -> bool:
-    """Whether blocks are compiled: ZeRO 3's hooks would break every graph."""
-    if config.model.compile == AUTO:
-        return device.type == "cuda" and (config.engine.name, config.engine.zero_stage) != ("deepspeed", 3)
-    return config.model.compile
+    """Whether blocks are compiled there; auto: on GPUs, where the engine allows it."""
+    if config.model.compile == AUTO and device.type != "cuda":
+        return False
+    return memory.compiled(config)
 
 
 def build(config: Config, world: World, initialized: bool = True) -> tuple[Transformer, engines.Engine]:

@@ -16,10 +16,15 @@ PRODUCT_BYTES = {"bf16": 2, "fp32": 4}
 """Of a number in a matrix product; `auto` is not among them, because it must be settled before bytes are counted."""
 
 
-def output_copied(model: ModelConfig) -> int:
+def output_copied(model: ModelConfig, number: int) -> int:
     """Numbers a position in attention's output as it was computed: saved beside its copy in the order that its
-    projection reads, where queries in an order of their own are several heads'."""
-    return model.width if model.heads > 1 else 0
+    projection reads, by the bfloat16 kernel where queries in an order of their own are several heads'."""
+    return model.width if model.heads > 1 and number == 2 else 0
+
+
+def mask_bytes(model: ModelConfig) -> int:
+    """A position's bytes of one dropout mask, booleans on a GPU."""
+    return model.width if model.dropout else 0
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,14 @@ class Block(nn.Module):
 
     @classmethod
     def saved_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
-        """What eager autograd saves of one block for its backward pass, for `rows` rows of the model's context."""
+        """What eager autograd saves on a GPU of one block for its backward pass, for `rows` rows of the model's
+        context. (On a CPU masks are as large as what they mask, and attention's output is another copy.)"""
         raise NotImplementedError
+
+    @classmethod
+    def compiled_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
+        """The same of a compiled block, whose compiler chooses what to save and what to compute again."""
+        return cls.saved_bytes(model, rows, precision)
 
     @classmethod
     def kept_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:

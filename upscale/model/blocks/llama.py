@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.model.attention import RotaryAttention, rms_norm, rotary_problems
-from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, output_copied
+from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, mask_bytes, output_copied
 from upscale.model.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -78,16 +78,16 @@ class LlamaBlock(Block):
 
     @classmethod
     def saved_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
-        """Per position: float32 inputs of two norms, the same normalised (16 w) and its sizes (8), attention's
-        log-sum-exp (4 a head), and as products have them: both inputs, queries, keys and values before and after they
-        are turned, attention's output and two masks (10 w numbers), and four of the hidden layer; with qk_norm what
-        is normalised, and in bf16 its float32 copies. Per block in bf16 the bfloat16 copies of its matrices.
+        """Per position: float32 inputs of two norms (8 w) and their sizes (8), two masks (2 w), attention's log-sum-exp
+        (4 a head), and as products have them: both inputs, queries, keys and values, queries and keys once turned, and
+        attention's output (8 w numbers), and four of the hidden layer; with qk_norm the sizes of what is normalised,
+        and in bf16 its float32 copies. Per block in bf16 the bfloat16 copies of its matrices.
         """
         number, w = PRODUCT_BYTES[precision], model.width
-        position = (16 + 10 * number) * w + 8 + 4 * model.heads + 4 * number * hidden_size(model)
-        position += number * output_copied(model)
+        position = (8 + 8 * number) * w + 2 * mask_bytes(model) + 8 + 4 * model.heads + 4 * number * hidden_size(model)
+        position += number * output_copied(model, number)
         if model.qk_norm:
-            position += (16 if number == 2 else 8) * w + 8 * model.heads
+            position += (8 * w if number == 2 else 0) + 8 * model.heads
         return rows * model.context * position + (2 * cls.matrix_parameters(model) if number == 2 else 0)
 
     @classmethod

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.model.attention import Attention
-from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, output_copied
+from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, mask_bytes, output_copied
 from upscale.model.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -66,15 +66,28 @@ class PaperBlock(Block):
     @classmethod
     def saved_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
         """bf16, per position: bfloat16 copies of both inputs and of attention's output (6 w), queries, keys and values
-        (6 w), the hidden layer (8 w), float32 inputs and masks of two norms (16 w), attention's log-sum-exp (4 a head)
-        and the norms' means and deviations (16); with qk_norm also queries and keys once normalised, and the means and
-        deviations of each; per block the bfloat16 copies of its matrices (24 w^2). fp32: everything once at 4 bytes.
+        (6 w), the hidden layer (8 w), float32 inputs of two norms (8 w), two masks (2 w), attention's log-sum-exp (4 a
+        head) and the norms' means and deviations (16); with qk_norm also queries and keys in float32 and once
+        normalised, and the means and deviations of each; per block the bfloat16 copies of its matrices (24 w^2). fp32:
+        everything once at 4 bytes.
         """
         number, w = PRODUCT_BYTES[precision], model.width
-        position = (16 + 10 * number) * w + 4 * model.heads + 16
+        position = (8 + 10 * number) * w + 2 * mask_bytes(model) + 4 * model.heads + 16
         if model.qk_norm:
-            position += number * (2 * w + output_copied(model)) + 16 * model.heads
+            position += number * (2 * w + output_copied(model, number)) + 16 * model.heads
+            position += 8 * w if number == 2 else 0
         return rows * model.context * position + (2 * cls.matrix_parameters(model) if number == 2 else 0)
+
+    @classmethod
+    def compiled_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
+        """As eager autograd, but for a mask for ReLU (4 w), attention's output in its own order also without
+        qk_norm, no float32 copies of queries and keys, and one of the norms' sizes less.
+        """
+        number, w = PRODUCT_BYTES[precision], model.width
+        position = 4 * w - 4
+        if number == 2:
+            position += -8 * w + number * w if model.qk_norm else number * output_copied(model, number)
+        return cls.saved_bytes(model, rows, precision) + rows * model.context * position
 
     @classmethod
     def product_numbers(cls, model: ModelConfig) -> int:

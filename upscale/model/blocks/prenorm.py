@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from upscale.model.attention import RotaryAttention, rms_norm, rotary_problems
-from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, output_copied
+from upscale.model.blocks.base import PRODUCT_BYTES, Block, Parameter, mask_bytes, output_copied
 from upscale.model.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -66,17 +66,18 @@ class PrenormBlock(Block):
 
     @classmethod
     def saved_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
-        """Per position: float32 inputs of two norms, the same normalised (16 w) and its sizes (8), attention's
-        log-sum-exp and the sizes of queries and keys (12 a head), and as products have them: both inputs, queries, keys
-        and values before and after they are turned, attention's output and two masks (10 w numbers), and the hidden
-        layer before and after it is squared (8 w). In bf16 float32 copies of queries and keys (8 w) and, per block,
-        bfloat16 copies of the matrices.
+        """Per position: float32 inputs of two norms (8 w) and their sizes (8), two masks (2 w), attention's log-sum-exp
+        and the sizes of queries and keys (12 a head), and as products have them: both inputs, queries, keys and values,
+        queries and keys once turned, and attention's output (8 w numbers), and the hidden layer before and after it is
+        squared (8 w). In bf16 float32 copies of queries and keys (8 w) and of the hidden layer before it is squared
+        (16 w), and, per block, bfloat16 copies of the matrices.
         """
         number, w = PRODUCT_BYTES[precision], model.width
-        position = (16 + 18 * number) * w + 8 + 12 * model.heads + number * output_copied(model)
+        position = (8 + 16 * number) * w + 2 * mask_bytes(model) + 8 + 12 * model.heads
+        position += number * output_copied(model, number)
         copies = 0
         if number == 2:
-            position, copies = position + 8 * w, 2 * cls.matrix_parameters(model)
+            position, copies = position + 24 * w, 2 * cls.matrix_parameters(model)
         return rows * model.context * position + copies
 
     @classmethod

@@ -55,6 +55,10 @@ class RecurrentSettings(AutoregressiveSettings):
         if model and self.hidden == AUTO and round(model.width / 10) < 2:
             yield "hidden", f"auto is model.width / 10 = {model.width / 10}: give at least 2"
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """One kernel writes whole rows, where there is one."""
+        return self.build(model.vocabulary).method(torch.device("cuda")) != "fused"
+
     def build(self, vocabulary: int) -> RecurrentSource:
         return {"lstm": LSTMSource, "gru": GRUSource}[self.kind](vocabulary=vocabulary, **self.arguments())
 

@@ -16,12 +16,15 @@ column of the product reads all of it; it never leaves the cache. The uniform nu
 by `upscale.randomness.streams`: 4 bytes a token, 2 MB for 1024 rows, are less than the tables, and the bits are those
 of every other device without a second implementation.
 
-What to expect, by arithmetic and not measured: at width 1024 (hidden 102, filled up to 128) 64 lanes of 16 rows are 64
-instances on the 132 multiprocessors of an H200. A step is 16 x 128 x (512 + 256) = 1.6 M multiply-adds an instance,
-12 300 cycles at 128 a cycle, 7 us at 1.75 GHz; and it reads 390 KB of weights, which stay in the L2 cache (25 MB of 50
-for all lanes), 3.5 us at 64 bytes a cycle. 512 steps are then 4 ms if the two overlap and 5 ms if not: 200 000 rows a
-second at best, and a third of that would not surprise. Compiled for compute capability 9.0, an instance has 256
-threads of 107 registers, none spilled, and 68 KB of shared memory.
+Tiles are small so that few lanes keep many multiprocessors busy, and equally small in every world: the sum over the
+distribution is a tree whose shape follows the tile, so another tile might draw other tokens where two nearly tie.
+
+What to expect, by arithmetic and not measured: at width 1024 (hidden 102, filled up to 128) one of 8 GPUs has 8 lanes
+of 16 rows, which are 32 instances on the 132 multiprocessors of an H200. A step is 4 x 128 x (512 + 256) = 0.4 M
+multiply-adds an instance, 3 100 cycles at 128 a cycle, 1.8 us at 1.75 GHz; and it reads 390 KB of weights, which stay
+in the L2 cache, 3.5 us at 64 bytes a cycle. 512 steps are then 1.8 ms if the two overlap and 2.7 ms if not, and waiting
+for memory adds to it; tiles of 16 rows would compute for 3.6 ms on 8 multiprocessors. Still smaller tiles read as much.
+One GPU with all 64 lanes has 256 instances that read 51 GB from the cache, about 10 ms, in a step of two seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ import triton.language as tl
 
 from upscale.sources.recurrent.program import Program
 
-ROWS, UNITS, DEPTH = 16, 64, 32
+ROWS, UNITS, DEPTH = 4, 64, 32
+TABLE_ROWS, TABLE_DEPTH = 16, 16
 LEAST_WIDTH = 64
 
 
@@ -119,7 +123,7 @@ def _tables(program: Program, by_gate, biases: torch.Tensor, inner: int, tokens_
     weights = torch.stack(sides, dim=1)
     both = torch.stack([biases, torch.zeros_like(biases)], dim=1)
     tables = weights.new_empty(lanes, 2, tokens_wide, columns)
-    _table[(2 * lanes, tokens_wide // ROWS, triton.cdiv(columns, UNITS))](
+    _table[(2 * lanes, tokens_wide // TABLE_ROWS, triton.cdiv(columns, UNITS))](
         embedding,
         weights,
         both,
@@ -127,9 +131,9 @@ def _tables(program: Program, by_gate, biases: torch.Tensor, inner: int, tokens_
         columns,
         VOCABULARY=tokens_wide,
         INNER=inner,
-        ROWS=ROWS,
+        ROWS=TABLE_ROWS,
         UNITS=UNITS,
-        DEPTH=16,
+        DEPTH=TABLE_DEPTH,
         enable_fp_fusion=False,
     )
     return tables
