@@ -189,10 +189,15 @@ def test_coordinates_are_flat_for_every_block(block):
 
 
 def test_coordinates_are_flat_with_normalised_queries_and_keys():
-    """The same check with model.qk_norm, up to width 512: heads of one size, so that 1/sqrt(k) for 1/k is no slope."""
-    sizes = {width: plain(width, True, model__qk_norm="true") for width in WIDTHS[:-1]}
-    flat = {name: slope([sizes[width][name] for width in sizes]) for name in sizes[WIDTHS[0]]}
-    assert max(abs(value) for value in flat.values()) < 0.2, flat
+    """The same check with model.qk_norm, up to width 512: heads of one size, so that 1/sqrt(k) for 1/k is no slope.
+
+    The mean of three seeds: the slope of one scatters by 0.25 in the last block, whose gate has hardly opened."""
+    found = []
+    for seed in range(3):
+        sizes = [plain(width, True, model__qk_norm="true", run__seed=seed) for width in WIDTHS[:-1]]
+        found.append({name: slope([one[name] for one in sizes]) for name in sizes[0]})
+    flat = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    assert max(abs(slope) for slope in flat.values()) < 0.2, flat
 
 
 def test_shipped_widths_keep_learning_rate_times_decay():
