@@ -60,10 +60,11 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     """What a step of `passes` micro-batches sends, all blocks awake.
 
     DeepSpeed reduces in float32. Stages 1 and 2 reduce by sums over all ranks, which send twice what scattering would,
-    stage 2 in every pass; what they gather after the optimizer's step is float32. Stage 3 gathers twice and scatters in
-    every pass, but keeps for the backward pass what that needs again before LIVE_PARAMETERS others have gone by. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2 gather never
-    does, nor what an optimizer of whole matrices gathers in its step. FSDP2 gathers and scatters in every pass; between
-    copies of the shards gradients are summed in the last pass only. FSDP2 and stage 3 gather matrices in bfloat16.
+    stage 2 in every pass; what they gather after the optimizer's step is float32. Stage 3 scatters and gathers in every
+    pass, twice but for what the backward pass needs again before LIVE_PARAMETERS others have gone by. With
+    `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2 gather never does, nor what an
+    optimizer of whole matrices gathers in its step. FSDP2 gathers and scatters in every pass; between copies of the
+    shards gradients are summed in the last pass only. FSDP2 and stage 3 gather matrices in bfloat16.
     """
     ranks, total = cluster.ranks, parameters(config.model)
     gathered_bytes = 2 if config.engine.in_bfloat16 else 4
