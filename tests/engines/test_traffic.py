@@ -24,7 +24,7 @@ KINDS = {f"stage {stage}": {"engine__zero_stage": stage} for stage in range(4)} 
     "fsdp": {"engine__name": "fsdp"},
     "kept": {"engine__name": "fsdp", "engine__reshard": "false"},
 }
-VOLUMES = {"allreduce_": 2, "_allgather_base_": 1, "_reduce_scatter_base_": 1, "allgather_": 1, "reduce_scatter_": 1}
+VOLUMES = {"allreduce_": 2, "_allgather_base_": 1, "_reduce_scatter_base_": 1, "broadcast_": 1}
 """How often a ring of n ranks sends (n - 1) / n of the whole tensor; of what is gathered that is the result."""
 
 
@@ -98,13 +98,13 @@ def test_engines_send_what_the_plan_says(two, label):
 
 
 def test_stage_3_gathers_matrices_in_bfloat16_and_not_a_bit_changes(two):
-    """Against the same in float32: a third less travels."""
+    """Against the same in float32: a quarter less travels (a third where the model is too large to stay gathered)."""
     for rank in two:
         assert rank["stage 3"]["losses"] == rank["float32"]["losses"]
         assert rank["float32"]["bfloat16"] == 0
         gathered = rank["stage 3"]["bfloat16"]
-        assert gathered == pytest.approx(rank["float32"]["bytes"] - rank["stage 3"]["bytes"])
-        assert gathered > 0.3 * rank["float32"]["bytes"]
+        assert gathered == pytest.approx(rank["float32"]["bytes"] - rank["stage 3"]["bytes"], rel=1e-3)
+        assert gathered > 0.22 * rank["float32"]["bytes"]
 
 
 def test_no_engine_starts_a_process_in_a_step(two):

@@ -13,7 +13,7 @@ from upscale.config import Config
 from upscale.engines.buckets import overlaps
 from upscale.machine.gpus import Device
 from upscale.model.costs import matrix_parameters, parameters
-from upscale.planning.memory import shard_ranks
+from upscale.planning.memory import LIVE_PARAMETERS, shard_ranks
 
 LINK_EFFICIENCY = 0.8
 """Share of a link's nominal bandwidth that large NCCL messages reach."""
@@ -60,10 +60,11 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
     """What a step of `passes` micro-batches sends, all blocks awake.
 
     DeepSpeed reduces in float32. Stages 1 and 2 reduce by sums over all ranks, which send twice what scattering would,
-    stage 2 in every pass; what they gather after the optimizer's step is float32. Stage 3 gathers twice and scatters in
-    every pass. With `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2 gather never
-    does, nor what an optimizer of whole matrices gathers in its step. FSDP2 gathers and scatters in every pass; between
-    copies of the shards gradients are summed in the last pass only. FSDP2 and stage 3 gather matrices in bfloat16.
+    stage 2 in every pass; what they gather after the optimizer's step is float32. Stage 3 scatters and gathers in every
+    pass, twice but for what the backward pass needs again before LIVE_PARAMETERS others have gone by. With
+    `engine.overlap` reducing hides, and at stage 3 gathering, too; what stages 1 and 2 gather never does, nor what an
+    optimizer of whole matrices gathers in its step. FSDP2 gathers and scatters in every pass; between copies of the
+    shards gradients are summed in the last pass only. FSDP2 and stage 3 gather matrices in bfloat16.
     """
     ranks, total = cluster.ranks, parameters(config.model)
     gathered_bytes = 2 if config.engine.in_bfloat16 else 4
@@ -71,7 +72,8 @@ def traffic(config: Config, cluster: Cluster, passes: int) -> Traffic:
         one_way = total * (ranks - 1) / ranks
         stage = config.engine.zero_stage
         reduced = 4 * {0: 2, 1: 2, 2: 2 * passes, 3: passes}[stage]
-        gathered = {0: 0, 1: 4, 2: 4, 3: 2 * passes * gathered_bytes}[stage]
+        again = 1 - min(1, LIVE_PARAMETERS / 2 / total)
+        gathered = {0: 0, 1: 4, 2: 4, 3: (1 + again) * passes * gathered_bytes}[stage]
         behind = reduced + (gathered if stage == 3 else 0) if overlaps(config) else 0
         hidden, serial = (
             cluster.ring_seconds(count * one_way, ranks) for count in (behind, reduced + gathered - behind)

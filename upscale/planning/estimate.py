@@ -165,13 +165,14 @@ def alternatives(config: Config, cluster: Cluster, utilization: float) -> list[E
     """Every engine and stage that the optimizer allows, under each activation checkpointing, at the largest micro-batch
     that fits.
 
-    Those that fit come first, fastest first; where several take as long within TIE, the first of this order: what
-    shards less, then FSDP2, then stage 3, which moves twice the bytes and is not compiled.
+    Those that fit come first, fastest first; where several take as long within TIE, the first of this order: stages 0
+    and 1, which shard less, then FSDP2, then stage 2, which reduces all of the gradient in every pass, then stage 3,
+    which is not compiled.
     """
-    ways = [("deepspeed", stage, AUTO) for stage in range(3)]
+    ways = [("deepspeed", stage, AUTO) for stage in range(2)]
     if cluster.nodes > 1 and cluster.gpus_per_node > 1:
         ways.append(("fsdp", 1, cluster.gpus_per_node))
-    ways += [("fsdp", 1, AUTO), ("deepspeed", 3, AUTO)]
+    ways += [("fsdp", 1, AUTO), ("deepspeed", 2, AUTO), ("deepspeed", 3, AUTO)]
     configs = [with_engine(config, *way, mode) for mode in ("none", "selective", "full") for way in ways]
     found = [
         estimate(one, cluster, utilization) for one in configs if config_schema.can_step(one.optimizer, one.engine)
