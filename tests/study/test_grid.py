@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 from pathlib import Path
 
 import numpy
@@ -15,6 +16,7 @@ from tests.study.planted import SCALING, TRANSFER, parameters
 from upscale import planning
 from upscale.cli import study as study_command
 from upscale.errors import UserError
+from upscale.files import read_json_lines
 from upscale.study import grid, grid_reporting
 from upscale.study import transfer as curves
 from upscale.study.members import Member
@@ -284,3 +286,33 @@ def test_nothing_finished_is_nothing_to_report(tmp_path, capsys):
     assert "nothing to report yet" in capsys.readouterr().out
     with pytest.raises(UserError, match="--only: no point w15; did you mean w16?"):
         study_command.main([str(path), "--only", "w15"])
+
+
+def test_a_real_grid_that_grew_is_the_one_that_was_long_from_the_start(tmp_path, capsys, monkeypatch):
+    """Trained, reported, then given twice the rows; against one that had them at once: the same evaluations."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in signals]
+    short = {"set__schedule__instances": 144, "set__evaluation": {"every": 144, "slices": 60, "tasks": ["toy"]}}
+    widths = {f"w{width}": {"set": {"model.width": width}} for width in (16, 32)}
+    path = str(planted.write(tmp_path, SCALING, axes__width=widths, seeds=[0], **short))
+    runs, straight = str(tmp_path / "runs"), str(tmp_path / "straight")
+    try:
+        assert study_command.main([path, "--runs", runs, "--ranks", "1"]) == 0
+        first = capsys.readouterr().out
+        assert (
+            study_command.main([path, "--runs", runs, "--ranks", "1", "--only", "w16", "schedule.instances=288"]) == 0
+        )
+        grown = capsys.readouterr().out
+        assert (
+            study_command.main([path, "--runs", straight, "--ranks", "1", "--only", "w16", "schedule.instances=288"])
+            == 0
+        )
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+    assert "2 of 2 trainings have finished." in first and "fewer than 3 widths" in first
+    assert "w16-0: continues at 144 of 288 rows" in grown and "1 of 2 trainings have finished." in grown
+    here, there = (list(read_json_lines(Path(folder, "w16-0/evaluations.jsonl"))) for folder in (runs, straight))
+    assert [row["instances"] for row in here] == [0, 144, 288]
+    assert [row["bits_per_character"] for row in here] == [row["bits_per_character"] for row in there]
