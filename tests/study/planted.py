@@ -78,7 +78,10 @@ def train(member: Member, bits: Bits | None = None, loss: Callable[[Member], flo
     step = manifest.step_folder(directory / layout.CHECKPOINTS, 100)
     step.mkdir(parents=True)
     config_files.write(member.config, directory / layout.CONFIG)
-    manifest.write(step, {"counters": {"instances": instances, "evaluation_owed": False}})
+    counters = {"step": 100, "instances": instances}
+    manifest.write(
+        step, {"step": 100, "counters": counters, "milestone": False, "files": {}, "pieces": {}, "lanes": {}}
+    )
     metrics = [
         {
             "step": place,

@@ -288,6 +288,7 @@ def test_nothing_finished_is_nothing_to_report(tmp_path, capsys):
         study_command.main([str(path), "--only", "w15"])
 
 
+@pytest.mark.slow
 def test_a_real_grid_that_grew_is_the_one_that_was_long_from_the_start(tmp_path, capsys, monkeypatch):
     """Trained, reported, then given twice the rows; against one that had them at once: the same evaluations."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
