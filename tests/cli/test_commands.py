@@ -64,8 +64,12 @@ def test_evaluations_in_the_loop_follow_the_contract(run):
 def test_evaluate_measures_the_same_as_the_loop_and_appends(run):
     """The standalone forward on loaded weights against the loop's, sharded over two ranks as well."""
     before = evaluations(run)
-    output = upscale_command("evaluate", "--run", run, "--checkpoint", 12, "--tasks", "wp", "dyck")
+    output = upscale_command("evaluate", "--run", run, "--checkpoint", 12, "--tasks", "wp", "dyck", "--diagnostics")
     assert "at step 12, 144 instances" in output and "uniform guessing is 8" in output
+    (learnt,) = map(json.loads, (run / "diagnostics.jsonl").read_text().splitlines())
+    assert (learnt["step"], learnt["instances"], learnt["distances"]) == (12, 144, [4, 8])
+    assert all(6 < bits < 12 for bits in learnt["induction_bits"]) and "induction, bits" in output
+    assert [one["task"] for one in learnt["texts"]] == ["wp", "dyck"]
     appended = evaluations(run)[len(before) :]
     expected = {r["task"]: r["bits_per_character"] for r in before if r["step"] == 12}
     assert [r["task"] for r in appended] == ["wp", "dyck"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from upscale.evaluation import table
+from upscale.evaluation.table import learnt
 
 RECORD = {
     "task": "dyck", "split": "generated", "bits_per_character": 0.98765, "standard_error": 0.01234,
@@ -24,6 +25,19 @@ def test_table_layout():
         "german skipped: no file",
     ]
     assert lines[4].startswith("Bits per character, lower is better; uniform guessing is 8.") and len(lines) == 5
+
+
+def test_what_was_learnt_as_lines():
+    text = {"task": "wp", "positions": [1, 2], "bits_by_position": [8.0, 3.14159], "calibration_error": 0.25}
+    found = {"distances": [4, 8], "induction_bits": [0.5, 8.0], "copy_accuracy": [1.0, 0.004], "texts": [text]}
+    assert learnt(found | {"needle_recall": [1.0, 0.5, 0.25, None]}).split("\n") == [
+        "repeated after      4     8",
+        "induction, bits  0.50  8.00",
+        "copied           100%    0%",
+        "needles recalled, by distance in quarters of the row: 100%, 50%, 25%, -",
+        "bits after so many characters     1     2  calibration error",
+        "wp                             8.00  3.14              0.250",
+    ]
 
 
 def test_nothing_but_printable_characters():

@@ -10,7 +10,7 @@ from tests.study import tiny
 from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.evaluation.tasks import TEXTS
-from upscale.study import plan, schema
+from upscale.study import grid, members, plan, schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
 
@@ -164,13 +164,17 @@ def test_budgets_are_equal_or_none(tmp_path):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
-    """All that is wrong in a fresh clone is that the corpora have to be prepared."""
+    """All that is wrong in a fresh clone is that the corpora have to be prepared; grids need none."""
     monkeypatch.chdir(Path(__file__).parents[2])
     monkeypatch.setattr(
-        plan.index, "read", lambda folder: (_ for _ in ()).throw(UserError(f"{folder} is not prepared"))
+        members.index, "read", lambda folder: (_ for _ in ()).throw(UserError(f"{folder} is not prepared"))
     )
+    study = schema.load(path)
+    if isinstance(study, schema.Grid):
+        assert grid.make(path, study).members()
+        return
     with pytest.raises(UserError) as raised:
-        plan.make(path, schema.load(path))
+        plan.make(path, study)
     lines = str(raised.value).splitlines()[1:]
     assert lines and all("corpora/" in line and "is not prepared" in line for line in lines), raised.value
 
@@ -185,7 +189,7 @@ def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
 )
 def test_a_setting_of_a_study_arrives_as_it_was_given(value):
     """Through the words that training is given, by the loader that reads them there: against the value itself."""
-    (word,) = plan._typed({"section.key": value})
+    (word,) = members.typed({"section.key": value})
     schema: dict = {}
     assert config_files._apply(schema, word, {}) is None
     found = schema["section"]["key"]

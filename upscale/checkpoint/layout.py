@@ -11,6 +11,7 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+DIAGNOSTICS = "diagnostics.jsonl"
 
 
 def config_path(directory: Path) -> Path:

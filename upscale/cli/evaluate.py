@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from upscale.checkpoint import run_directory
-from upscale.checkpoint.layout import EVALUATIONS
+from upscale.checkpoint import layout, run_directory
 from upscale.console import command
 from upscale.console.progress import status_line
 from upscale.distributed.world import World
 from upscale.evaluation import standalone, suite
-from upscale.evaluation.table import table
+from upscale.evaluation.table import learnt, table
 from upscale.evaluation.tasks import HELD_OUT_SPLITS
 from upscale.training import precision
 
@@ -33,6 +32,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--split", choices=HELD_OUT_SPLITS, default="validation", help="split of prepared corpora; default: validation"
+    )
+    parser.add_argument(
+        "--diagnostics",
+        action="store_true",
+        help="also what was learnt: repetition, needles, use of context, calibration",
     )
     options = parser.parse_args(arguments)
     config = run_directory.read_config(options.run)
@@ -59,6 +63,10 @@ def main(arguments: list[str]) -> int:
         )
     if world.is_main:
         print(f"{options.run} at step {records[0]['step']:,}, {records[0]['instances']:,} instances\n{table(records)}")
-        print(f"appended to {options.run / EVALUATIONS}")
+        print(f"appended to {options.run / layout.EVALUATIONS}")
+    if options.diagnostics:
+        found = standalone.diagnose(options.run, chosen.config, datasets, step=options.checkpoint, world=world)
+        if world.is_main:
+            print(f"\n{learnt(found)}\nappended to {options.run / layout.DIAGNOSTICS}")
     command.finish_together(world)
     return 0

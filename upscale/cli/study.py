@@ -1,4 +1,4 @@
-"""`upscale study FILE`: run a study's members here or on Slurm, and compare its arms."""
+"""`upscale study FILE`: run a study's members here or on Slurm, and compare its arms or the points of its grid."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from pathlib import Path
 
 from upscale.console import command
 from upscale.errors import UserError
+from upscale.study import grid, grid_reporting, reporting, results, run_slurm, schema
 from upscale.study import plan as planning
-from upscale.study import reporting, results, run_slurm, schema
-from upscale.study.plan import Member, Plan
+from upscale.study.grid import GridPlan
+from upscale.study.members import Member
+from upscale.study.plan import Plan
 from upscale.study.run_local import Runner
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = command.parser(
-        "study", "Run a study: chains of trainings at an equal budget. The same command again continues it."
+        "study", "Run a study: many trainings at an equal budget. The same command again continues it."
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="study file, such as configs/studies/nca.yaml")
-    parser.add_argument("--only", nargs="+", metavar="ARM", help="train for these arms only")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train for these arms, or at these points, only")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print what would run")
     parser.add_argument("--report", action="store_true", help="train nothing: compare what has finished")
     parser.add_argument("--slurm", action="store_true", help="submit the trainings as a chain of Slurm jobs")
     parser.add_argument("--ranks", type=int, metavar="N", help="here: ranks; default: one per GPU, or 2 without GPUs")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of the runs; default: the file's")
     parser.add_argument("--to", type=Path, metavar="DIR", help="folder of the results; default: the file's")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values for all stages")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values for all trainings")
     given = sys.argv[2:] if arguments is None else arguments
     options = parser.parse_intermixed_args(given)
     only = None if options.only is None else [word for word in options.only if "=" not in word]
@@ -39,12 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
             "--slurm runs one rank per GPU of each job and submits the report itself: leave --ranks and --report out"
         )
     study = schema.load(options.file)
+    in_grid = isinstance(study, schema.Grid)
+    kind = "point" if in_grid else "arm"
+    names = [name for points in study.axes.values() for name in points] if in_grid else list(study.arms)
     if only == []:
-        raise UserError(f"--only names no arm; allowed: {', '.join(study.arms)}")
-    for arm in only or []:
-        if arm not in study.arms:
-            raise UserError(f"--only: no arm {arm}; {schema.nearest(arm, study.arms)}")
-    plan = planning.make(options.file, study, overrides, options.runs, options.to)
+        raise UserError(f"--only names no {kind}; allowed: {', '.join(names)}")
+    for name in only or []:
+        if name not in names:
+            raise UserError(f"--only: no {kind} {name}; {schema.nearest(name, names)}")
+    make = grid.make if in_grid else planning.make
+    plan = make(options.file, study, overrides, options.runs, options.to)
     members = plan.members(only)
     if options.ranks and (most := min(member.config.data.lanes for member in members)) < options.ranks:
         raise UserError(f"--ranks {options.ranks}: a stage has data.lanes = {most}, and a lane never spans ranks")
@@ -59,9 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def report(plan: Plan, words: Sequence[str]) -> None:
-    """Write and print what is known of the baseline and at least one other arm; say so where that is nothing."""
+def report(plan: Plan | GridPlan, words: Sequence[str]) -> None:
+    """Write and print what is known of the members that have finished; say so where that is nothing."""
     try:
+        if isinstance(plan, GridPlan):
+            print(grid_reporting.write(plan, words))
+            return
         found = results.collect(plan)
     except ValueError as error:  # a damaged line of a run's files
         raise UserError(str(error)) from None
@@ -75,8 +84,8 @@ def report(plan: Plan, words: Sequence[str]) -> None:
         print(reporting.write(plan, known, words))
 
 
-def outline(plan: Plan, members: Sequence[Member]) -> str:
-    """What would run, in order, and what the arms have in common."""
+def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:
+    """What would run, in order, and what arms have in common."""
     lines = []
     for place, member in enumerate(members, 1):
         seen = member.seen()
@@ -85,7 +94,7 @@ def outline(plan: Plan, members: Sequence[Member]) -> str:
             f"[{place}/{len(members)}] {member.name}: {member.instances:,} rows, {member.tokens:,} tokens, {state}"
         )
         lines.append(f"    upscale train {shlex.join(member.arguments)}")
-    for metric in plan.study.compare:
+    for metric in plan.study.compare if isinstance(plan, Plan) else []:
         budgets = (f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage))
         lines.append(f"tokens before {metric.stage}, which is the same in all arms: {', '.join(budgets)}")
     return "\n".join([*lines, f"runs: {plan.folder}; results: {plan.to / plan.study.name}.md, .json, .png"])

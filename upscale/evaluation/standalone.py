@@ -9,16 +9,19 @@ from pathlib import Path
 import torch
 
 from upscale import planning, schedule
+from upscale.checkpoint import layout
 from upscale.checkpoint.export import load_model
 from upscale.checkpoint.layout import EVALUATIONS
 from upscale.config import Config
 from upscale.distributed.world import World
-from upscale.evaluation import suite
+from upscale.evaluation import diagnostics, suite
 from upscale.evaluation.compression import Progress
 from upscale.evaluation.dataset import Dataset
 from upscale.evaluation.record import EvaluationRecord
 
 MICRO_BATCH = 64
+DIAGNOSTIC_ROWS = 16
+"""Rows at once where logits of all positions are kept, in double precision."""
 
 
 @torch.no_grad()
@@ -50,3 +53,25 @@ def measure(
         with open(run / EVALUATIONS, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
     return records
+
+
+@torch.no_grad()
+def diagnose(run: Path, config: Config, datasets: Sequence[Dataset], *, step: int | None, world: World) -> dict:
+    """What `diagnostics.diagnose` finds for one checkpoint of a run; rank 0 also appends it to its diagnostics.jsonl.
+
+    Every rank computes the same: it takes seconds.
+    """
+    model, counters = load_model(run, config, step, world)
+    active = schedule.active_blocks(counters["instances"], config.schedule, config.model)
+    found = diagnostics.diagnose(
+        lambda tokens: model(tokens, active),
+        datasets,
+        context=config.model.context,
+        batch_rows=DIAGNOSTIC_ROWS,
+        device=world.device,
+    )
+    record = {"step": counters["step"], "instances": counters["instances"], **found}
+    if world.is_main:
+        with open(run / layout.DIAGNOSTICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    return record

@@ -26,6 +26,28 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, READING])
 
 
+def learnt(found: Mapping[str, Any]) -> str:
+    """What `diagnostics.diagnose` found, as aligned lines: probes by distance, then each text by position."""
+    lines = [aligned_table(("repeated after", *map(str, found["distances"])), _probes(found))]
+    recall = ", ".join("-" if share is None else f"{share:.0%}" for share in found["needle_recall"])
+    lines.append(f"needles recalled, by distance in quarters of the row: {recall}")
+    if found["texts"]:
+        heads = ("bits after so many characters", *map(str, found["texts"][0]["positions"]), "calibration error")
+        rows = [
+            (one["task"], *(f"{bits:.2f}" for bits in one["bits_by_position"]), f"{one['calibration_error']:.3f}")
+            for one in found["texts"]
+        ]
+        lines.append(aligned_table(heads, rows))
+    return "\n".join(lines)
+
+
+def _probes(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        ("induction, bits", *(f"{bits:.2f}" for bits in found["induction_bits"])),
+        ("copied", *(f"{share:.0%}" for share in found["copy_accuracy"])),
+    ]
+
+
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
     """The records of `evaluate` on one line: each task with the model's number."""
     measured = (record for record in records if not record["skipped"])

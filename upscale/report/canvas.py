@@ -28,7 +28,7 @@ _WIDTH_INCHES, _AXES_INCHES, _LEGEND_LINE_INCHES = 4.6, 3.0, 0.19
 # two columns of longer labels would run out of the panel
 _TWO_COLUMNS_LETTERS = 22
 _DOTS_PER_INCH = 190
-_STYLE = {
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 11.5,
@@ -128,7 +128,7 @@ def render(title: str, y_label: str, lines: Callable[[Axes], None], legend: Sequ
     """
     import matplotlib.style
 
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
         # a run name may hold a letter that the font lacks; the page beside it has the name in full
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         return _render(title, y_label, lines, legend)

@@ -1,5 +1,8 @@
-"""Studies: arms that are chains of trainings, run at an equal budget for several seeds and compared with a baseline.
+"""Studies: many trainings at an equal budget, for several seeds, as chains (arms) or at every point of a grid.
 
-schema.py reads a study file, plan.py makes its members and finds every mistake, run_local.py runs them here and
-run_slurm.py on Slurm, results.py is the arithmetic and reporting.py the table, JSON and picture.
+schema.py reads a study file; plan.py makes the members of arms and grid.py those of a grid, and both find every mistake
+(members.py). run_local.py runs them here and run_slurm.py on Slurm. Of arms, results.py is the arithmetic and
+reporting.py the table, JSON and picture. Of grids, laws.py and optimum.py are the arithmetic, scaling.py and
+transfer.py what they are applied to, scaling_page.py, transfer.py and grid_reporting.py the tables, JSON and pictures
+(page.py).
 """

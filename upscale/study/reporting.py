@@ -47,14 +47,14 @@ def write(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> str:
         )
         write_atomically(stem.with_suffix(".png"), picture(results))
         page = stem.with_suffix(".md")
-        write_atomically(page, (markdown(plan, results, words) + _reading(page)).encode())
+        write_atomically(page, (markdown(plan, results, words) + reading(page)).encode())
     except OSError as error:
         raise UserError(f"the results cannot be written to {plan.to}: {error.strerror or error}; choose --to") from None
     tables = "\n\n".join(f"{heading(result)}\n{aligned_table(HEADS, rows(plan, result)[1:])}" for result in results)
     return f"{tables}\n\n{NOTE}\nwritten: {stem}.md, .json, .png"
 
 
-def _reading(page: Path) -> str:
+def reading(page: Path) -> str:
     """What someone has written below the heading READING of an earlier version, heading included."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     _, heading, reading = text.partition(f"\n{READING}\n")
@@ -118,7 +118,7 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
     for result in results:
         arms = {
             arm: {
-                str(seed): _finite(asdict(one) | {name: getattr(one, name) for name in DERIVED})
+                str(seed): finite(asdict(one) | {name: getattr(one, name) for name in DERIVED})
                 for seed, one in seeds.items()
             }
             for arm, seeds in result.outcomes.items()
@@ -131,7 +131,7 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
     for member in plan.members():
         members[member.name] = {"arguments": member.arguments, "tokens": member.tokens, "finished": member.finished()}
         if member.finished():
-            members[member.name] |= _training(member.directory)
+            members[member.name] |= training(member.directory)
     return {
         "study": plan.study.model_dump(mode="json"),
         "command": shlex.join(words),
@@ -141,12 +141,12 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
     }
 
 
-def _training(directory: Path) -> dict:
+def training(directory: Path) -> dict:
     """How well and how long a member trained: a first stage that learned nothing has nothing to hand on."""
     (run,) = read_runs([directory])
     losses = run.column("loss_bits_per_byte")
     last = losses[-max(1, len(losses) // 10) :]
-    return _finite({"training_bits_per_token_at_the_end": float(last.mean()), "step_seconds": run.seconds})
+    return finite({"training_bits_per_token_at_the_end": float(last.mean()), "step_seconds": run.seconds})
 
 
 def _curve(result: Result, run: Run) -> dict[str, list[float]]:
@@ -158,7 +158,8 @@ def _curve(result: Result, run: Run) -> dict[str, list[float]]:
     }
 
 
-def _finite(given: dict) -> dict:
+def finite(given: dict) -> dict:
+    """The same with null for what is not finite, as JSON wants it."""
     return {key: number if math.isfinite(number) else None for key, number in given.items()}
 
 

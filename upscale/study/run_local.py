@@ -14,7 +14,7 @@ from upscale.checkpoint.layout import METRICS
 from upscale.console.progress import status_line
 from upscale.console.text import duration
 from upscale.errors import INTERRUPTED_EXIT_CODE, RUN_ERROR_EXIT_CODE, STOPPED_EXIT_CODE
-from upscale.study.plan import Member
+from upscale.study.members import Member
 from upscale.training.record import read_steps
 
 CONSOLE = "console.txt"

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from upscale.errors import RunError, UserError
 from upscale.launch.slurm import followups
-from upscale.study.plan import Member, Plan
+from upscale.study.grid import GridPlan
+from upscale.study.members import Member
+from upscale.study.plan import Plan
 
 REPORT = "report"
 REPORT_SCRIPT = "slurm/study_report.sh"
@@ -20,12 +22,12 @@ WITH_SITE = '[ ! -f slurm/site.env ] || source slurm/site.env; exec "$@"'
 LIVING = "PENDING,CONFIGURING,RUNNING,SUSPENDED,COMPLETING,REQUEUED"
 
 
-def submit(plan: Plan, members: Sequence[Member], report: Sequence[str], dry_run: bool) -> int:
+def submit(plan: Plan | GridPlan, members: Sequence[Member], report: Sequence[str], dry_run: bool) -> int:
     """Submit what has not finished and is not in the queue already; prints the jobs, or with `dry_run` sbatch's lines.
 
     A member that fails cancels those that continue it; the report runs after all have ended, however they did.
     """
-    for script in (plan.study.slurm.script, REPORT_SCRIPT):
+    for script in [*dict.fromkeys(member.script for member in members), REPORT_SCRIPT]:
         if not Path(script).is_file():
             raise UserError(
                 f"no job script {script} below the current folder: start this in the clone, or name one in "
@@ -44,7 +46,7 @@ def submit(plan: Plan, members: Sequence[Member], report: Sequence[str], dry_run
         words = [f"--job-name={member.name}"]
         if member.before and member.before.name in jobs:
             words += [f"--dependency=afterok:{jobs[member.before.name]}", "--kill-on-invalid-dep=yes"]
-        words += [*plan.study.slurm.options, *plan.study.stages[member.stage].slurm, plan.study.slurm.script]
+        words += [*member.slurm, member.script]
         new = True
         jobs[member.name] = _sbatch(plan, member.name, [*words, *member.arguments], f"$job_{place + 1}", dry_run)
     if not new and not dry_run and _alive(earlier.get(REPORT, "0")):
@@ -61,7 +63,7 @@ def submit(plan: Plan, members: Sequence[Member], report: Sequence[str], dry_run
     return 0
 
 
-def _sbatch(plan: Plan, kind: str, words: Sequence[str], placeholder: str, dry_run: bool) -> str:
+def _sbatch(plan: Plan | GridPlan, kind: str, words: Sequence[str], placeholder: str, dry_run: bool) -> str:
     """The job's id; with `dry_run` its placeholder, after printing the line."""
     command = ["sbatch", "--parsable", *words]
     if dry_run:

@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from upscale.config.finetuning import Part
 from upscale.errors import UserError
 from upscale.files import read_yaml
-from upscale.settings import AUTO, CountOrZero, Section
+from upscale.machine.gpus import DEVICES
+from upscale.settings import AUTO, Count, CountOrZero, Positive, Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 
@@ -101,14 +102,80 @@ class Study(Section):
     slurm: Slurm = Slurm()
 
 
-def load(path: Path) -> Study:
-    """Read a study file; raises UserError with every unknown key, wrong type and name that does not exist."""
-    tree = read_yaml(path, "study", f"a study is a mapping with the keys {', '.join(Study.model_fields)}")
+class Point(Section):
+    """One place on an axis of a grid."""
+
+    config: str | None = None
+    """Config file of the trainings at this point; null: the grid's."""
+    set: Settings = {}
+    """What replaces the config's values and the grid's own `set`; later axes win over earlier ones."""
+    script: str | None = None
+    """The job script of the trainings at this point; null: the grid's."""
+    slurm: list[str] = []
+    """Options of `sbatch` for the trainings at this point, after the grid's."""
+
+
+class Hardware(Section):
+    """What the next width would be trained on, as `upscale plan` takes it."""
+
+    device: Literal[tuple(DEVICES)] = "h200"
+    nodes: Count = 1
+    gpus_per_node: Count = 8
+    network_gigabits: Positive = 400.0
+    """Per GPU, one way, to other nodes."""
+    utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Of the sheet peak while computing: an assumption, until it is measured."""
+
+
+class Next(Section):
+    """A training that is not run: what the laws say of it, and what it would cost."""
+
+    config: str | None = None
+    """Its config file; null: the grid's."""
+    set: Settings = {}
+    """What replaces the config's values and the grid's own `set`."""
+    hardware: Hardware | None = None
+    """Where it would run; null: at the speed of the largest width, on what that ran on."""
+
+
+class Grid(Section):
+    """A study of trainings at every combination of its axes' points."""
+
+    name: Name
+    """Name of the study, of its results' files and of its folder of runs."""
+    report: Literal["scaling", "transfer"]
+    """scaling: how bits fall with the width, by laws; transfer: where the best learning rate is at each width."""
+    axes: Annotated[dict[Name, Annotated[dict[Name, Point], Field(min_length=1)]], Field(min_length=1)]
+    """Points by name, by axis. One is `width`, and in a transfer study another is `rate`; what other axes vary, such as
+    the source, has results of its own."""
+    config: str | None = None
+    """Config file of the trainings whose points name none."""
+    set: Settings = {}
+    """What replaces the values of every config."""
+    seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
+    """`run.seed` of the trainings; it gives the same rows at every width whose lanes and batches are equal."""
+    flops: Positive | None = None
+    """Equal operations: each training gets the rows that take so many in all, instead of schedule.instances; null:
+    equal instances."""
+    runs: str = AUTO
+    """Folder of the run directories; auto: runs/NAME."""
+    to: str = AUTO
+    """Folder for NAME.md, NAME.json and the pictures; auto: the folder of the runs."""
+    next: Next | None = None
+    """scaling only: the width to foretell."""
+    slurm: Slurm = Slurm()
+
+
+def load(path: Path) -> Study | Grid:
+    """Read a study file, a Grid where it has axes; UserError names every unknown key, wrong type and unknown name."""
+    forms = f"a study is a mapping with the keys {', '.join(Study.model_fields)}, or {', '.join(Grid.model_fields)}"
+    tree = read_yaml(path, "study", forms)
+    kind = Grid if "axes" in tree else Study
     try:
-        study = Study.model_validate(tree)
+        study = kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise failure(path, [_described(tree, detail) for detail in error.errors()]) from None
-    if problems := list(_unknown_names(study)):
+        raise failure(path, [_described(kind, tree, detail) for detail in error.errors()]) from None
+    if problems := list(_unknown_names(study) if isinstance(study, Study) else _problems_of_grid(study)):
         raise failure(path, problems)
     return study
 
@@ -123,12 +190,12 @@ def nearest(name: str, allowed: typing.Iterable[str]) -> str:
     return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(allowed)}"
 
 
-def _described(tree: dict, detail: typing.Mapping[str, Any]) -> str:
+def _described(kind: type[Section], tree: dict, detail: typing.Mapping[str, Any]) -> str:
     """One line from one of pydantic's errors: key, what is wrong, what was given."""
     *parents, leaf = location = [part for part in detail["loc"] if part != "[key]"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {nearest(str(leaf), _owner(parents).model_fields)}"
+        return f"{key}: unknown key; {nearest(str(leaf), _owner(kind, parents).model_fields)}"
     if detail["loc"][-1] == "[key]":
         form = "section.key, such as model.width, or a section" if "set" in parents else "letters, digits and '_'"
         return f"{key}: not a name; it must be {form}"
@@ -143,15 +210,17 @@ def _places(given: dict | list) -> typing.Iterable:
     return given if isinstance(given, dict) else range(len(given))
 
 
-def _owner(location: list[str | int]) -> type[Section]:
+def _owner(kind: type[Section], location: list[str | int]) -> type[Section]:
     """The class of the mapping at a place in the file: members of a list or mapping follow their container's type."""
-    annotation: Any = Study
+    annotation: Any = kind
     for part in location:
         if isinstance(annotation, type) and issubclass(annotation, Section):
             annotation = annotation.model_fields[str(part)].annotation
         else:
             annotation = typing.get_args(annotation)[-1]
         if typing.get_origin(annotation) is Annotated:
+            annotation = typing.get_args(annotation)[0]
+        if type(None) in typing.get_args(annotation):
             annotation = typing.get_args(annotation)[0]
     return annotation
 
@@ -185,3 +254,23 @@ def _unknown_names(study: Study) -> typing.Iterator[str]:
             yield f"compare[{place}].stage: {metric.stage} must be in the baseline {study.baseline} and another arm"
     if len(set(study.seeds)) < len(study.seeds):
         yield f"seeds: {study.seeds} names a seed twice"
+
+
+def _problems_of_grid(grid: Grid) -> typing.Iterator[str]:
+    """Axes that the report needs and are not there, points that two axes call the same, and what is said in vain."""
+    for axis in ("width",) if grid.report == "scaling" else ("width", "rate"):
+        if axis not in grid.axes:
+            yield f"axes: report: {grid.report} needs an axis {axis}; there are {', '.join(grid.axes)}"
+        elif len(grid.axes[axis]) < 2:
+            yield f"axes.{axis}: one point is nothing to compare; give two or more"
+    owners: dict[str, str] = {}
+    for axis, points in grid.axes.items():
+        for name in points:
+            if owners.setdefault(name, axis) != axis:
+                yield f"axes.{axis}.{name}: axes.{owners[name]} has a point of this name; call one of them differently"
+    if grid.report == "transfer" and grid.next:
+        yield "next: a transfer study foretells no width; leave it out"
+    if grid.next and grid.next.config is None and grid.config is None:
+        yield "next.config: none here and none of the whole grid; give one of them"
+    if len(set(grid.seeds)) < len(grid.seeds):
+        yield f"seeds: {grid.seeds} names a seed twice"

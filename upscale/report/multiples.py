@@ -1,0 +1,98 @@
+"""Small multiples: one panel a task or recipe, the same lines in each, as the bytes of one PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy
+
+from upscale.report import canvas
+
+_COLUMNS, _WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 3, 4.2, 3.0, 140
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel; arrays of one length."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    """Of a band around y: the lowest of several seeds, or the end of an interval."""
+    high: Sequence[float]
+    look: canvas.Look
+    points: bool = False
+    """Points with bars instead of a line with a band."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    lines: Sequence[Line]
+    levels: Sequence[tuple[str, float, canvas.Look]] = field(default=())
+    """Horizontal lines: label, height, look."""
+
+
+def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> bytes:
+    """A PNG of the panels in rows of three, with one legend; it depends on nothing but the data.
+
+    The first quarter of a line may be above its panel: every model begins near 8 bits, which would press the rest
+    together.
+    """
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", canvas.STYLE]):
+        return _draw(panels, x_label, y_label, log_x)
+
+
+def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    size = (_WIDTH_INCHES * columns, _HEIGHT_INCHES * rows + 0.6)
+    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    handles = {}
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(places, panels, strict=False):
+        if log_x:
+            axes.set_xscale("log")
+        for line in panel.lines:
+            handles.setdefault(line.label, _draw_line(axes, line))
+        shown = [value for line in panel.lines for value in _later(line.low) + _later(line.high)]
+        for label, height, look in panel.levels:
+            handles.setdefault(label, axes.axhline(height, **look))
+            shown.append(height)
+        shown = [value for value in shown if math.isfinite(value)]
+        if shown:
+            room = max(max(shown) - min(shown), 0.02)
+            axes.set_ylim(max(0.0, min(shown) - 0.08 * room), max(shown) + 0.08 * room)
+        axes.set_title(panel.title, loc="left")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_line(axes, line: Line):
+    x, y, low, high = (numpy.array(values, float) for values in (line.x, line.y, line.low, line.high))
+    if line.points:
+        look = line.look | {"linestyle": "none"}
+        return axes.errorbar(x, y, [y - low, high - y], capsize=2.5, elinewidth=1.2, **look)
+    axes.fill_between(x, low, high, color=line.look["color"], alpha=0.15, linewidth=0)
+    return axes.plot(x, y, **line.look)[0]
+
+
+def _later(values: Sequence[float]) -> list[float]:
+    """What the axis must have room for: all but the first quarter of a long line."""
+    return list(values)[len(values) // 4 if len(values) > 7 else 0 :]
