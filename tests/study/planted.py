@@ -16,6 +16,7 @@ from upscale.config import files as config_files
 from upscale.study import grid, schema
 from upscale.study.members import Member
 
+ROOT = Path(__file__).parents[2]
 SCALING = {
     "name": "scaling",
     "report": "scaling",

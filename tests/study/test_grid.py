@@ -134,6 +134,18 @@ def test_a_grid_grows_and_gains_a_width_without_repeating_anything(tmp_path, cap
             study_command.main([*arguments, override])
 
 
+def test_each_width_has_its_own_job_script_and_options(monkeypatch, capsys):
+    monkeypatch.chdir(planted.ROOT)
+    arguments = ["configs/studies/scaling.yaml", "--slurm", "--dry-run", "--only", "lstm", "w384", "w4096"]
+    assert study_command.main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "sbatch" in line]
+    assert len(lines) == 2 * 2 + 1
+    begin = "sbatch --parsable --job-name="
+    assert f"{begin}w384.lstm-0 --nodes=1 slurm/pretrain_w1024.sh --config configs/w384.yaml" in lines[0]
+    assert f"{begin}w4096.lstm-0 slurm/pretrain_w4096.sh --config configs/w4096.yaml" in lines[1]
+    assert "--report" in lines[-1] and "afterany:$job_1:$job_2:$job_3:$job_4" in lines[-1]
+
+
 @pytest.fixture(scope="module")
 def scaling(tmp_path_factory) -> tuple[Path, str]:
     """The folder of a scaling study with planted laws, and what its report printed."""

@@ -58,7 +58,7 @@ def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> b
     size = (_WIDTH_INCHES * columns, _HEIGHT_INCHES * rows + 0.6)
     figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    handles = {}
+    handles: dict = {}
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(places, panels, strict=False):
         if log_x:

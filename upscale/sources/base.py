@@ -13,6 +13,8 @@ from upscale.randomness.streams import Stream
 from upscale.settings import NotNegative, Section
 
 if TYPE_CHECKING:
+    import numpy
+
     from upscale.config import ModelConfig
 
 Range = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
@@ -43,6 +45,9 @@ class Source:
 class SourceSettings(Section):
     """One entry of `data.sources`. Every subclass in this room with a field `kind` is one."""
 
+    if TYPE_CHECKING:
+        kind: str
+
     measured: ClassVar[dict[str, dict[str, Any]]] = {"": {}}
     """What `upscale bench --sources` measures: keys to give, by what distinguishes them in the table."""
 
@@ -54,7 +59,7 @@ class SourceSettings(Section):
         """Whether some of the source's tokens are no targets."""
         return False
 
-    def bits(self, length: int, vocabulary: int) -> Sequence[float] | None:
+    def bits(self, length: int, vocabulary: int) -> Sequence[float] | numpy.ndarray | None:
         """Expected bits of each token of a row given those before it, for who knows the source; None: not known."""
         return None
 

@@ -40,7 +40,7 @@ class DyckSettings(SourceSettings):
     measured = {"": {}, "balanced": {"variant": "balanced"}}
 
     kind: Literal["dyck"]
-    variant: Literal[VARIANTS] = "words"
+    variant: Literal[VARIANTS] = "words"  # type: ignore[valid-type]
     """words: one after the other, as long as they come; balanced: a row is one balanced string."""
     brackets: Count = 64
     """Types of brackets; each takes two tokens."""

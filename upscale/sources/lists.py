@@ -42,7 +42,7 @@ class ListsSettings(SourceSettings):
     measured = {task: {"task": task} for task in TASKS}
 
     kind: Literal["lists"]
-    task: Literal[TASKS]
+    task: Literal[TASKS]  # type: ignore[valid-type]
     """What the answer is: x itself, backwards, sorted, its distinct values, those of two lists, x without a value."""
     items: Count = 64
     """Values of a sample; even for union."""

@@ -41,7 +41,7 @@ class NestingSettings(SourceSettings):
     measured = {structure: {"structure": structure} for structure in STRUCTURES}
 
     kind: Literal["nesting"]
-    structure: Literal[STRUCTURES]
+    structure: Literal[STRUCTURES]  # type: ignore[valid-type]
     """How a word's second occurrence lies to others: nested, crossing, both, or in a repeated block."""
     words: Count = 256
     """Different words."""

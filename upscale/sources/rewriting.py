@@ -41,7 +41,7 @@ LONGEST_EXAMPLE = 4 + PATTERN + MOST_VARIABLES * (LONGEST + 3) + 2 * MOST_VARIAB
 
 class RewritingSettings(SourceSettings):
     kind: Literal["rewriting"]
-    task: Literal[TASKS] = "mixed"
+    task: Literal[TASKS] = "mixed"  # type: ignore[valid-type]
     """What is asked for: deduct: the result; abduct: what variables stand for; induct: the pattern; mixed: any."""
     symbols: Annotated[int, Field(ge=ALPHABET)] = 249
     """Symbols that alphabets are drawn from, 1000 in the published code; with seven ids before them."""

@@ -101,8 +101,9 @@ def expected_bits(length: int, brackets: int, depth: int, open_probability: floa
     Types are exchangeable, so a state is how many of them have 1, 2, ... open brackets: a partition of the depth. The
     law over states is followed token by token.
     """
-    states, sources, targets, shares, costs = [()], [], [], [], []
-    places = {(): 0}
+    states: list[tuple[int, ...]] = [()]
+    sources, targets, shares, costs = [], [], [], []
+    places: dict[tuple[int, ...], int] = {(): 0}
     for here, state in enumerate(states):  # grows while it is walked
         opening = 1.0 if not state else 0.0 if sum(state) == depth else open_probability
         closing = 1.0 - opening
@@ -116,7 +117,7 @@ def expected_bits(length: int, brackets: int, depth: int, open_probability: floa
                 sources.append(here)
                 targets.append(places[after])
                 shares.append(share)
-    law = numpy.zeros(len(states))
+    law: numpy.ndarray = numpy.zeros(len(states))
     law[0] = 1
     bits = numpy.zeros(length)
     for time in range(length):
