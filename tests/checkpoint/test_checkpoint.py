@@ -74,7 +74,7 @@ def load(world: World, folder: Path) -> tuple[list[str], int | None]:
         for state in STATES:
             assert torch.equal(target.tensors[state], expected.tensors[state])
     for lane in lanes(world):
-        assert torch.equal(reader.lane(lane), torch.full((2, 5), lane, dtype=torch.uint8))
+        assert torch.equal(reader.lane(lane), torch.full((2, 5), int(lane), dtype=torch.uint8))
     return warnings, reader.content["counters"]["step"]
 
 
