@@ -17,6 +17,7 @@ from upscale.sources.dyck import DyckSource
 from upscale.sources.nca import NCASource
 from upscale.sources.pointwise import PointwiseSource
 from upscale.sources.recurrent import GRUSource, LSTMSource
+from upscale.sources.tokens import read_only
 from upscale.sources.transformer import TransformerSource
 from upscale.sources.uniform import UniformSource
 from upscale.sources.utm import UTMSource
@@ -441,3 +442,26 @@ def test_any_world_gives_the_same_rows_on_a_gpu():
     ranks = [Lanes(**{**given, "lanes": owned_lanes(8, rank, 3)}) for rank in range(3)]
     for count in (4, 9):
         assert torch.equal(torch.cat([rank.draw(count) for rank in ranks]), everything.draw(count))
+
+
+def test_tokens_that_are_no_targets_pass_through_a_buffer_and_a_sample():
+    """Against a source whose every second token is none: int16 rows with complements; an LSTM beside it reads ids."""
+
+    class Halves(Source):
+        def write(self, stream, conditions, seeds):
+            tokens = torch.full(conditions.shape, ord("a"))
+            return read_only(tokens, torch.arange(conditions.shape[-1]).expand_as(tokens) % 2 == 0)
+
+    reader = Depth()
+    given = arguments(sources=[(Halves(), 1.0), (reader, 1.0)], reset_constant=0.0, reset_noise=0.0, masked=True)
+    lanes = Lanes(**given)
+    for _ in range(8):
+        rows = lanes.draw(4)
+    assert rows.dtype == torch.int16 and rows[lanes.origins() == 0].unique().tolist() == [~ord("a"), ord("a")]
+    assert (rows[lanes.origins() == 1] >= 0).all()
+    conditions = torch.cat([conditions.flatten() for conditions, _, _ in reader.given])
+    assert conditions.dtype == torch.uint8 and (conditions == ord("a")).any()
+    text = "\n".join(sample_lines(Lanes(**{**given, "sources": [(Halves(), 1.0)], "buffer_rows": 8}), 1, 2))
+    assert "1 distinct  " + 21 * "a" + "\n      targets  " + 10 * " ^" in text
+    with pytest.raises(RuntimeError, match="dtype"):
+        Lanes(**{**given, "masked": False}).draw(4)

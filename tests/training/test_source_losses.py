@@ -90,7 +90,8 @@ def test_a_run_logs_each_source_and_resumes_with_them(tmp_path):
         train(tmp_path / "parted", *overrides, f"run.steps={steps}")
     fields = ("loss_bits_per_byte", "loss_bits_per_source", "excess_bits_per_source")
     straight, parted = ([[line[f] for f in fields] for line in metrics(tmp_path / n)] for n in ("straight", "parted"))
-    assert straight == parted and "lists" in straight[-1][1]
+    assert straight == parted
+    assert "dyck 2" in straight[-1][1] and "dyck 2" in straight[-1][2]
 
 
 def test_targets_of_a_source_do_not_mix_with_a_first_target():

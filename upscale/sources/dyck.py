@@ -59,7 +59,7 @@ class DyckSettings(SourceSettings):
         if self.variant == "balanced" and (self.depth, self.word_tokens) != (64, None):
             yield (
                 "depth",
-                "and word_tokens are for variant: words; a balanced row has no bound on either: leave them out",
+                "is, as word_tokens, for variant: words; a balanced row has no bound on either: leave both out",
             )
 
     def bits(self, length: int, vocabulary: int) -> numpy.ndarray | None:
