@@ -12,6 +12,7 @@ from functools import cached_property
 
 from upscale import planning
 from upscale.config import Config
+from upscale.evaluation.record import EvaluationRecord
 from upscale.report.runs import Run, TaskKey, read_runs, value
 from upscale.study import laws
 from upscale.study.grid import GridPlan, flops_of
@@ -44,9 +45,9 @@ class Width:
         taken = [run.seconds * max(run.world_sizes or [1]) for run in self.runs.values()]
         return sum(taken) / len(taken) / 3600
 
-    def rows(self, key: TaskKey) -> dict[int, list[dict]]:
+    def rows(self, key: TaskKey) -> dict[int, list[EvaluationRecord]]:
         """The evaluations of one task by instances seen, a row a seed; only where all seeds have one."""
-        by_instances: dict[int, list[dict]] = {}
+        by_instances: dict[int, list[EvaluationRecord]] = {}
         scored = [run.scored.get(key, []) for run in self.runs.values()]
         for rows in scored:
             for row in rows:
@@ -60,7 +61,7 @@ class Width:
         if not found:
             return None
         bits = tuple(value(row, "bits_per_character") for row in found)
-        groups = tuple(tuple(row.get("group_bits_per_character") or ()) for row in found)
+        groups = tuple(tuple(row.group_bits_per_character or ()) for row in found)
         errors = tuple(value(row, "standard_error") for row in found)
         return Sample(size, bits, groups if all(groups) else (), errors)
 
