@@ -43,7 +43,7 @@ def step(tmp_path_factory) -> Path:
         "config": {},
     }
     writer = Writer(folder, World.single(), 3, asynchronous=False)
-    writer.save(snapshot(1, fragments, {0: torch.zeros(2, 5, dtype=torch.uint8)}, content))
+    writer.save(snapshot(1, fragments, {"0": torch.zeros(2, 5, dtype=torch.uint8)}, content))
     assert writer.failure is None
     return manifest.step_folder(folder, 1)
 

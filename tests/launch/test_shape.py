@@ -18,10 +18,12 @@ FINETUNING = "configs/finetune_wp.yaml"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A pre-training of width 4096, as its config.yaml names it."""
+    """A pre-training of width 4096 at stage 3, as its config.yaml names it."""
     directory = tmp_path_factory.mktemp("runs") / "w4096"
     directory.mkdir()
-    config = config_files.load("configs/w4096.yaml", ["engine.precision=bf16"]).resolved()
+    config = config_files.load(
+        "configs/w4096.yaml", ["engine.precision=bf16", "engine.name=deepspeed", "engine.zero_stage=3"]
+    ).resolved()
     config_files.write(config, directory / "config.yaml")
     return directory
 
