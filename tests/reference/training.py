@@ -24,6 +24,8 @@ class PlainMuon:
     def step(self, learning_rate: float, weight_decay: float) -> None:
         momentum = self.settings.momentum
         for parameter, mean in zip(self.parameters, self.means, strict=True):
+            if parameter.grad is None:  # frozen now
+                continue
             mean.mul_(momentum).add_(parameter.grad, alpha=1 - momentum)
             ahead = (1 - momentum) * parameter.grad + momentum * mean
             moved = torch.cat([self.direction(part) for part in ahead.split(len(ahead) // self.matrices)])
