@@ -13,8 +13,20 @@ GIB = 2**30
 CASES = {
     "rows": ("w1024", 8, 80, ["engine.micro_batch=256"], "engine.micro_batch="),
     "rows that the plan thought to fit": ("w1024", 8, 80, ["engine.micro_batch=auto"], "engine.micro_batch="),
-    "activations of one row": ("w2048", 8, 15.4, ["engine.micro_batch=8"], "model.checkpointing=full"),
-    "states": ("w2048", 8, 12, ["engine.zero_stage=1", "engine.micro_batch=8"], "engine.name=fsdp"),
+    "activations of one row": (
+        "w2048",
+        8,
+        15.4,
+        ["engine.name=deepspeed", "engine.zero_stage=2", "engine.micro_batch=8"],
+        "model.checkpointing=full",
+    ),
+    "states": (
+        "w2048",
+        8,
+        12,
+        ["engine.name=deepspeed", "engine.zero_stage=1", "engine.micro_batch=8"],
+        "engine.name=fsdp",
+    ),
     "states that more ranks would divide": ("w4096", 4, 40, ["engine.name=fsdp"], "Start at least"),
     "anything": ("w4096", 64, 1, [], "Nothing fits"),
 }

@@ -153,7 +153,7 @@ def test_the_fastest_that_fits_comes_first_and_little_gain_does_not_shard():
     found = alternatives(config("w384"), Cluster(1, 8, H200, NETWORK), 0.4)
     assert found[0].config.engine.zero_stage == 0 and found[0].config.engine.name == "deepspeed"
     large = alternatives(config("w4096"), Cluster(1, 8, H200, NETWORK), 0.4)
-    assert large[0].config.engine.name == "fsdp"
+    assert large[0].config.engine.name == "fsdp" or large[0].config.engine.zero_stage >= 2
     fits = [one.fits for one in large]
     assert fits == sorted(fits, reverse=True) and not all(fits)
 
