@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
     launched = is_launched(os.environ)
-    if options.timeout < 1 or (options.ranks or 1) < 1:
+    if options.timeout < 1 or (options.ranks is not None and options.ranks < 1):
         raise UserError(f"--timeout {options.timeout:g} --ranks {options.ranks}: both must be at least 1")
-    if launched and options.ranks:
+    if launched and options.ranks is not None:
         raise UserError(f"--ranks {options.ranks}, but a launcher started this rank: leave --ranks out")
     config = config_files.load(options.config, options.overrides).resolved()
     device_type = accelerator.device_type()

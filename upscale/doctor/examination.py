@@ -33,7 +33,10 @@ class Examination:
         for place, check in enumerate(CHECKS):
             beat()
             self.current, begin = check, time.perf_counter()
-            everyone = world.gather_objects(check.measure(self.session))
+            measured = check.measure(self.session)
+            if world.size > 1:
+                world.store.set(self._done(world.rank), b"1")
+            everyone = world.gather_objects(measured)
             judged = (
                 check.judge([one for records in everyone for one in records], self.session) if world.is_main else []
             )
@@ -44,8 +47,10 @@ class Examination:
                 return
 
     def lost(self, silent: Sequence[int]) -> Record:
-        """The record of ranks that do not answer in the current check."""
-        nodes = self.session.nodes
+        """The record of ranks that do not answer in the current check, or that still measure while others wait."""
+        nodes, world = self.session.nodes, self.session.world
+        if not silent and world.size > 1:
+            silent = [rank for rank in range(world.size) if not world.store.check([self._done(rank)])]
         where = ", ".join(f"{rank} ({nodes[rank]})" for rank in silent)
         advice = (
             f"rank {where} did not answer in the check of {self.current.kind}. Look at that node and its GPU "
@@ -57,6 +62,9 @@ class Examination:
             )
         first = silent[0] if silent else self.session.world.rank
         return Record(self.current.kind, "answers", first, nodes[first], "no", "", PROBLEM, advice)
+
+    def _done(self, rank: int) -> str:
+        return f"doctor/{self.current.kind}/{rank}"
 
     @property
     def problems(self) -> list[Record]:
