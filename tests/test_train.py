@@ -286,7 +286,7 @@ def test_weights_of_another_run_start_a_new_one(single, tmp_path):
     """Against the source run: same weights at the start, fresh optimizer and counters."""
     output = train(tmp_path / "new", f"init.from={single}", "run.steps=1", "schedule.wake_every=0")
     assert "weights taken from" in output
-    assert metrics(tmp_path / "new")[0]["loss_bits_per_byte"] < losses(single)[0] - 0.05
+    assert metrics(tmp_path / "new")[0]["loss_bits_per_byte"] < losses(single)[0] - 0.02
     assert "is not a run directory" in train(tmp_path / "none", f"init.from={tmp_path}", expect=2)
 
 

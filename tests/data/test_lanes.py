@@ -274,9 +274,10 @@ def test_resets_keep_the_papers_ratio_on_average(constant, noise, rows):
     written = torch.full((count, rows, 2), 9, dtype=torch.uint8)
     # With one token, 0, both kinds of reset write zeros; with no noise asked for, only the constants do.
     stream = Stream(3, range(count), [0] * count)
-    total = (lanes._with_resets(stream, written)[..., 0] == 0).sum(dim=1)
+    origins = torch.zeros(count, rows, dtype=torch.uint8)
+    total = (lanes._with_resets(stream, written, origins)[0][..., 0] == 0).sum(dim=1)
     lanes.reset_noise = 0.0
-    constants = (lanes._with_resets(stream, written)[..., 0] == 0).sum(dim=1)
+    constants = (lanes._with_resets(stream, written, origins)[0][..., 0] == 0).sum(dim=1)
     for counts, expected in ((total, (constant + noise) * rows), (constants, constant * rows)):
         assert ((counts - expected).abs() < 1 + 1e-6).all()
         assert abs(counts.double().mean() - expected) < 4 * 0.5 / count**0.5
@@ -408,7 +409,7 @@ def test_sampled_lines_show_rows_and_their_variety():
         (dict(enrich_rows=25), "enrich_rows is 25; allowed: 1 to buffer_rows"),
         (dict(reset_noise=-0.1), "reset_noise -0.1; allowed: 0 or more"),
         (dict(reset_constant=0.6, reset_noise=0.5), "reset_constant is 0.6 .*; allowed: shares"),
-        (dict(sources=[]), "sources is empty; allowed"),
+        (dict(sources=[]), "there are 0 sources; allowed"),
         (dict(sources=[(Depth(), 0.0)]), "weights sum to 0; allowed: a positive sum"),
         (dict(sources=[(Depth(), -1.0)]), "weight is -1.0; allowed: 0 or more"),
         (dict(sources=[(Depth(30), 1.0)]), "seed has 30 tokens; allowed: at most a row's .21."),

@@ -211,6 +211,10 @@ def script(path: str, words: tuple[str, ...]) -> None:
         from upscale.launch import supervisor
 
         configured("train", options_of(supervisor.main, words))
+    elif path == "launch/gpu_check.sh":
+        from upscale.bench import gpu_check
+
+        options_of(gpu_check.main, words)
     elif path.startswith("slurm/pretrain_"):
         (given,) = re.findall(r'^pretrain --config (\S+) "\$@"$', (ROOT / path).read_text(), re.MULTILINE)
         upscale(("train", "--config", given, *words))

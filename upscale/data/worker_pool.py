@@ -27,7 +27,7 @@ from upscale.data.training_rows import SnapshotRows
 from upscale.errors import RunError
 
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-SECONDS_TO_LEAVE = 5
+SECONDS_TO_LEAVE = 30
 CALLS = ("draw", "origins", "state", "load_state", "take_snapshot", "snapshot")
 
 

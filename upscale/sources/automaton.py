@@ -72,7 +72,7 @@ class AutomatonSource(Source):
         # end of edge k.
         lines = edges.cumsum(dim=-1).to(torch.int16).view(-1, most)
         first_line = torch.arange(lanes * rows, device=stream.device) * most
-        words = stream.bits(Purpose.TOKEN, rows * length).view(-1, length).T.contiguous()
+        words = stream.bits(Purpose.TOKEN, rows * length).reshape(-1, length).T.contiguous()
         tokens = torch.empty(length, lanes * rows, dtype=torch.int64, device=stream.device)
         state = torch.zeros_like(first_line)
         for time in range(length):
