@@ -149,8 +149,10 @@ def clone(tmp_path: Path, cluster: Cluster) -> Clone:
 @pytest.fixture
 def users_folder(cluster: Cluster) -> Iterator[Path]:
     """An empty folder that somebody without rights may reach; skips where the package is out of reach."""
-    words = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", sys.executable, "-c", "import upscale"]
-    if subprocess.run(words, env={"PYTHONPATH": str(ROOT)}, capture_output=True).returncode:
+    # Through a shell, as in a job: the program that setpriv itself starts is still found with root's rights.
+    words = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    words += ["sh", "-c", '"$0" -c "import torch, upscale"', sys.executable]
+    if subprocess.run(words, env={"PYTHONPATH": str(ROOT)}, capture_output=True, cwd="/").returncode:
         pytest.skip(f"{USER} may not read {sys.executable} or {ROOT}")
     with tempfile.TemporaryDirectory(prefix="clone-") as folder:
         Path(folder).chmod(0o755)
