@@ -98,11 +98,11 @@ class MinimalistSource(Source):
     def write(self, stream: Stream, conditions: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """(L, rows, length) of the shape of `conditions`."""
         _, rows, length = conditions.shape
-        sizes = torch.tensor([len(sentence) for sentence in sentences()], device=stream.device)
+        sizes = torch.tensor([len(sentence) for sentence in sentences()])
         padded = torch.zeros(len(sizes), int(sizes.max()), dtype=torch.int64)
         for number, sentence in enumerate(sentences()):
             padded[number, : len(sentence)] = torch.tensor(sentence)
-        padded = padded.to(stream.device)
+        sizes, padded = sizes.to(stream.device), padded.to(stream.device)
         count = -(-length // min(map(len, sentences())))
         chosen = stream.integers(Purpose.SENTENCE, len(sizes), rows, count)
         ends = sizes[chosen].cumsum(dim=-1)

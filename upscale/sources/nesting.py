@@ -74,6 +74,10 @@ class NestingSettings(SourceSettings):
             return nest_bits(length, self.open_probability, word)
         return None
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """A word after another, but for repetition."""
+        return self.structure != "repetition"
+
     def build(self, vocabulary: int) -> NestingSource:
         return NestingSource(vocabulary=vocabulary, **self.arguments())
 

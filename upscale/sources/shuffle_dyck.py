@@ -52,6 +52,10 @@ class ShuffleDyckSettings(SourceSettings):
             return None
         return expected_bits(length, self.brackets, self.depth, self.open_probability)
 
+    def launches_many(self, model: ModelConfig) -> bool:
+        """A bracket after another."""
+        return True
+
     def build(self, vocabulary: int) -> ShuffleDyckSource:
         return ShuffleDyckSource(vocabulary=vocabulary, **self.arguments())
 
