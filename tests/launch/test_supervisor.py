@@ -99,6 +99,22 @@ def test_a_request_to_stop_reaches_the_ranks_and_is_not_restarted(tmp_path):
     assert not left_over(tmp_path)
 
 
+def test_a_rank_that_is_killed_when_a_stop_is_asked_for_is_told_as_a_shell_would(monkeypatch, tmp_path, capsys):
+    """Not 75, for it has not saved, and not 247, which is -9 cut to a byte."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    made = supervisor.Supervisor([], tmp_path, 1, 3, ("sh", "-c", "kill -KILL $$"))
+    watch = made.watch
+
+    def watch_when_asked_to_stop(heartbeats: list[Path]) -> tuple[str, int]:
+        made.stopping = signal.SIGTERM
+        return watch(heartbeats)
+
+    monkeypatch.setattr(made, "watch", watch_when_asked_to_stop)
+    assert made.run() == 128 + signal.SIGKILL
+    told = capsys.readouterr().err
+    assert "rank 0 ended with signal SIGKILL; not started again" in told and "restart" not in told, told
+
+
 def test_a_second_signal_ends_a_rank_at_once(tmp_path):
     """While it saves, say; here the second follows before a step has ended."""
     process = start(

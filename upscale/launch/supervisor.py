@@ -90,8 +90,11 @@ class Supervisor:
                 return INTERRUPTED_EXIT_CODE if self.stopping == signal.SIGINT else STOPPED_EXIT_CODE
             self.say(f"starting {count} ranks" + (f" (restart {len(failed_at)})" if failed_at else ""))
             reason, code = self.attempt(count)
-            if code in FINAL_EXIT_CODES or self.stopping is not None:
+            if code in FINAL_EXIT_CODES:
                 return code
+            if self.stopping is not None:
+                self.say(f"{reason}; not started again, because a stop was asked for")
+                return 128 - code if code < 0 else code  # as a shell tells a signal
             step = self.last_step()
             failed_at.append(step)
             self.say(f"{reason}; last step logged: {step}")
