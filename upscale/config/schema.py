@@ -200,7 +200,7 @@ class EngineConfig(Section):
     number of ranks; groups of them hold copies of each other. The GPUs of a node: hybrid sharding; auto: all ranks."""
     overlap: bool | Auto = AUTO
     """deepspeed only, stages 1 to 3: reduce gradients while the backward pass goes on, for a second bucket's memory;
-    auto: true. (FSDP2 always does.)"""
+    auto: true, but false at stage 2, where the host would wait in every pass. (FSDP2 always does.)"""
     bucket: Count | Auto = AUTO
     """deepspeed only, stages 1 to 3: gradients, as numbers, that are reduced at once; auto: those of a block, at least
     16,777,216 (64 MiB)."""

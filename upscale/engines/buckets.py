@@ -20,13 +20,14 @@ SMALLEST_BUCKET = 1 << 24
 def overlaps(config: Config) -> bool:
     """Whether DeepSpeed reduces gradients, and at stage 3 gathers weights, beside the computation, on another stream.
 
-    `auto` is wherever it shards and it is safe. Stage 2 frees a gradient larger than the bucket on one stream while the
-    other still reduces it. Raises UserError where that is asked for.
+    `auto` is at stages 1 and 3. Stage 2 would make the host wait for the GPU in every backward pass, and it frees a
+    gradient larger than the bucket on one stream while the other still reduces it. Raises UserError where that is asked
+    for.
     """
     engine = config.engine
-    safe = engine.zero_stage != 2 or reduced_at_once(config) >= _largest_unit(config)
     if engine.overlap == AUTO:
-        return engine.zero_stage > 0 and safe
+        return engine.zero_stage in (1, 3)
+    safe = engine.zero_stage != 2 or reduced_at_once(config) >= _largest_unit(config)
     if engine.overlap and not safe:
         raise UserError(
             f"engine.overlap=true at ZeRO stage 2 needs an engine.bucket of {_largest_unit(config):,} or more for this "
