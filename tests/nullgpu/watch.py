@@ -97,6 +97,8 @@ def main() -> None:
     watch(fsdp.FSDPEngine, "step", "optimizer")
     watch(manager.Saver, "save", "save")
     del sys.argv[0]
+    if sys.argv[0].startswith("--local_rank="):  # DeepSpeed's launcher puts it before the program's own arguments
+        sys.argv.append(sys.argv.pop(0))
     if sys.argv[0].endswith(".py"):
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:
