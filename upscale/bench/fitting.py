@@ -19,7 +19,8 @@ from upscale.training import train_step
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 TRUSTED_SHARE = 0.95
-"""Of a GPU's memory: what several ranks fill at most by extrapolation, because none of them may run out of it alone."""
+"""Of a GPU's memory, what trials may fill: generators need some too. Several ranks go by extrapolation, because none of
+them may run out of it alone."""
 
 CPU_ACTIVATIONS = 1.25
 """What activations take on a CPU, where dropout's masks are floats, of what the plan counts for a GPU; at most."""
@@ -93,7 +94,8 @@ class Trial:
             return False
         try:
             self.train(rows)
-            return True
+            free, total = torch.cuda.mem_get_info(self.world.device)
+            return self.world.size > 1 or free >= (1 - TRUSTED_SHARE) * total
         except torch.OutOfMemoryError as error:
             if self.world.size > 1:
                 raise RunError(
@@ -116,6 +118,7 @@ class Trial:
         """Two steps of two passes: gradients, moments and activations are then all there at once."""
         config, world = self.config, self.world
         torch._dynamo.reset()
+        torch.cuda.empty_cache()  # what smaller passes left
         torch.cuda.reset_peak_memory_stats(world.device)
         if self.engine is None:
             _, self.engine = train_step.build(config, world)
