@@ -94,8 +94,7 @@ class Trial:
             return False
         try:
             self.train(rows)
-            free, total = torch.cuda.mem_get_info(self.world.device)
-            return self.world.size > 1 or free >= (1 - TRUSTED_SHARE) * total
+            return self.world.size > 1 or self.leaves_room()
         except torch.OutOfMemoryError as error:
             if self.world.size > 1:
                 raise RunError(
@@ -104,6 +103,10 @@ class Trial:
                 ) from error
         self.forget()  # only here: the exception's frames hold what was on the device
         return False
+
+    def leaves_room(self) -> bool:
+        free, total = torch.cuda.mem_get_info(self.world.device)
+        return free >= (1 - TRUSTED_SHARE) * total
 
     def is_safe(self, rows: int) -> bool:
         """Whether every rank's peak at `rows`, a line through the last two measured, stays below TRUSTED_SHARE."""
