@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 LIBRARY = ("runtime.c", "memory.c", "libraries.c")
 SOURCES = (*LIBRARY, "driver.c", "management.c", "nullgpu.h")
-CALLS = re.compile(r"U ((?:__)?(?:cuda|cublas|nccl)[A-Z]\w*)")
+CALLS = re.compile(r"U ((?:__)?(?:cuda|cublas|cupti|nccl)[A-Z]\w*)")
 LAUNCHER_VARIABLES = re.compile(
     r"SLURM_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_\w+|CUDA_VISIBLE_DEVICES|DS_ACCELERATOR"
 )
@@ -71,7 +71,7 @@ def build() -> Path:
     """The folder of the libraries, built once for each version of the sources and of torch, in the user's cache."""
     import torch
 
-    key = hashlib.sha256(torch.__version__.encode())
+    key = hashlib.sha256((torch.__version__ + CALLS.pattern).encode())
     for name in SOURCES:
         key.update((HERE / name).read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upscale-nullgpu"
