@@ -19,6 +19,7 @@ from upscale.checkpoint.export import load_model
 from upscale.cli import study as study_command
 from upscale.distributed.world import World
 from upscale.errors import UserError
+from upscale.evaluation.record import read_evaluations
 from upscale.files import read_json_lines
 from upscale.model import parametrization
 from upscale.report.comparison import instances_to_reach
@@ -85,8 +86,8 @@ def test_the_same_command_goes_on_and_compares(finished):
         ("whole", "first.text-0"),
         ("body", "first.text-embeddings-head-attention-0"),
     ):
-        curves[arm] = list(read_json_lines(folder / f"runs/{run}/evaluations.jsonl"))
-        ends[arm] = curves[arm][-1]["bits_per_character"]
+        curves[arm] = read_evaluations(folder / f"runs/{run}/evaluations.jsonl")
+        ends[arm] = curves[arm][-1].bits_per_character
         assert compared["arms"][arm]["0"]["final"] == ends[arm]
         assert compared["arms"][arm]["0"]["gain"] == pytest.approx(ends["scratch"] - ends[arm])
         assert [value / 16 for value in compared["curves"][arm]["0"]["tokens"]] == [0, 36, 72, 108, 144]
