@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests import pace
 from tests.slurm.cluster import USER, Cluster, wait_until, why_not
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = f"{ROOT}:{sysconfig.get_paths()['purelib']}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,20 +64,22 @@ def cluster(running_cluster: Running) -> Cluster:
 class Clone:
     """A copy of what a user's clone holds for Slurm, with a site.env, whose scripts are submitted unchanged."""
 
-    def __init__(self, folder: Path, cluster: Cluster, standin: bool, user: str | None = None):
+    def __init__(self, folder: Path, cluster: Cluster, standin: bool, user: str | None = None, python: str = ""):
         self.folder, self.cluster, self.user = folder, cluster, user
         for name in ("slurm", "configs"):
             shutil.copytree(ROOT / name, folder / name)
-        binaries = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
-        if standin:
-            program = folder / "bin" / "upscale"
-            program.parent.mkdir()
-            program.write_text('#!/bin/sh\nexec python -m tests.slurm.standin "$@"\n')
+        binaries = folder / "bin"
+        binaries.mkdir()
+        if python:
+            (binaries / "python").symlink_to(python)
+        if standin or python:
+            program = binaries / "upscale"
+            module = "tests.slurm.standin" if standin else "upscale.cli"
+            program.write_text(f'#!/bin/sh\nexec python -m {module} "$@"\n')
             program.chmod(0o755)
-            binaries = f"{program.parent}:{binaries}"
         self.environment = {
-            "PATH": binaries,
-            "PYTHONPATH": str(ROOT),
+            "PATH": f"{binaries}:{Path(sys.executable).parent}:{cluster.environment['PATH']}",
+            "PYTHONPATH": PACKAGES if python else str(ROOT),
             "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
             "SBATCH_GRES": f"gpu:{cluster.gpus}" if cluster.gpus else "none",
@@ -146,28 +150,36 @@ def clone(tmp_path: Path, cluster: Cluster) -> Clone:
     return Clone(tmp_path, cluster, standin=True)
 
 
-@pytest.fixture
-def users_folder(cluster: Cluster) -> Iterator[Path]:
-    """An empty folder that somebody without rights may reach; skips where the package is out of reach."""
+@pytest.fixture(scope="session")
+def users_python(running_cluster: Running) -> str:
+    """A Python of our version that somebody without rights reaches with our packages: ours, or the system's."""
     # Through a shell, as in a job: the program that setpriv itself starts is still found with root's rights.
     words = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-    words += ["sh", "-c", '"$0" -c "import torch, upscale"', sys.executable]
-    if subprocess.run(words, env={"PYTHONPATH": str(ROOT)}, capture_output=True, cwd="/").returncode:
-        pytest.skip(f"{USER} may not read {sys.executable} or {ROOT}")
+    words += ["sh", "-c", '"$0" -c "import torch, upscale"']
+    system = shutil.which(f"python{sys.version_info.major}.{sys.version_info.minor}", path="/usr/local/bin:/usr/bin")
+    for python in filter(None, (sys.executable, system)):
+        if not subprocess.run([*words, python], env={"PYTHONPATH": PACKAGES}, capture_output=True, cwd="/").returncode:
+            return python
+    pytest.skip(f"{USER} reaches no Python with torch and {ROOT}: neither {sys.executable} nor the system's")
+
+
+@pytest.fixture
+def users_folder() -> Iterator[Path]:
+    """An empty folder that somebody without rights may reach."""
     with tempfile.TemporaryDirectory(prefix="clone-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
 @pytest.fixture
-def users_clone(users_folder: Path, cluster: Cluster) -> Clone:
+def users_clone(users_python: str, users_folder: Path, cluster: Cluster) -> Clone:
     """Scripts that start the stand-in rank, submitted by somebody without rights."""
-    return Clone(users_folder, cluster, standin=True, user=USER)
+    return Clone(users_folder, cluster, standin=True, user=USER, python=users_python)
 
 
 @pytest.fixture
-def users_real_clone(users_folder: Path, cluster: Cluster) -> Clone:
-    return Clone(users_folder, cluster, standin=False, user=USER)
+def users_real_clone(users_python: str, users_folder: Path, cluster: Cluster) -> Clone:
+    return Clone(users_folder, cluster, standin=False, user=USER, python=users_python)
 
 
 @pytest.fixture

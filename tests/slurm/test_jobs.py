@@ -229,12 +229,14 @@ def process_of(*words: str) -> int:
 
 def test_an_ordinary_users_job_saves_and_requeues_itself(users_clone):
     """Submitted by somebody without rights, whose home folder cannot be written to, for two nodes."""
-    job = users_clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *overrides("u", 60, checkpoint__every_steps=1000))
+    total = 20 * int(users_clone.environment["LAUNCH_QUIET_SECONDS"])  # twice as long as a signal may wait
+    changes = overrides("u", total, checkpoint__every_steps=10 * total)
+    job = users_clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *changes)
     users_clone.reaches("u", 8, job)
     users_clone.command("scancel", "--batch", "--signal=USR1", job)
     found = users_clone.finish(job)
     assert found["UserId"].startswith(f"{USER}(") and found["Restarts"] == "1"
-    assert steps(users_clone, "u") == list(range(1, 61))
+    assert steps(users_clone, "u") == list(range(1, total + 1))
     assert {path.owner() for path in (users_clone.folder / "runs").rglob("*")} == {USER}
 
 
