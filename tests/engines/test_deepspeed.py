@@ -59,9 +59,8 @@ def test_overlap_and_buckets_change_nothing():
 
 
 def test_stage_2_overlaps_where_asked_and_only_what_fits_its_bucket():
-    """It waits in every pass; of what is larger it frees the gradient while another stream still reduces it.
-
-    By reading DeepSpeed 0.19.8."""
+    """It waits in every pass; of what is larger it frees the gradient while another stream still reduces it (by reading
+    DeepSpeed 0.19.8)."""
     known = {(0, "auto"): 0, (1, "auto"): 1, (2, "auto"): 0, (3, "auto"): 1, (1, 9): 1, (2, 9): 0}
     for (stage, bucket), expected in known.items():
         assert buckets.overlaps(common.config(engine__zero_stage=stage, engine__bucket=bucket)) == expected
