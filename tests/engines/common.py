@@ -22,10 +22,10 @@ from upscale.model.transformer import row_losses
 
 STEPS, BATCH, CONTEXT = 12, 12, 16
 COORDINATE_WIDTHS = (64, 128, 256, 512)
-SEED = 29
+SEED = 11
 """Rounding can push a pre-activation across a ReLU's kink, and what Adam makes of that lets two correct trainers differ
-by 1e-6 to 1e-5 in the losses: of 18 seeds one did so on three ranks, and in the weights eight. For this one, on two
-ranks and on three, losses stay within 2e-7 and weights within 6e-6, so a larger difference here is an error."""
+by 1e-6 to 1e-5 in the losses: of 18 seeds one did so on three ranks, and in the weights eight. For this one, on two,
+three and four ranks, losses stay within 2e-7 and weights within 8e-6, so a larger difference here is an error."""
 
 
 def config(**changes: object) -> Config:
