@@ -22,14 +22,15 @@ from upscale.model.transformer import row_losses
 
 STEPS, BATCH, CONTEXT = 12, 12, 16
 COORDINATE_WIDTHS = (64, 128, 256, 512)
-SEED = 11
-"""Rounding can push a pre-activation across a ReLU's kink, and what Adam makes of that lets two correct trainers differ
-by 1e-6 to 1e-5 in the losses: of 18 seeds one did so on three ranks, and in the weights eight. For this one, on two,
-three and four ranks, losses stay within 2e-7 and weights within 8e-6, so a larger difference here is an error."""
+TOLERANCE = 2e-3
+"""How far a parameter may lie from the plain trainer's, as a share of its way from the start. Rounding alone makes 1e-5
+of it, and 7e-4 where it pushes a pre-activation across a ReLU's kink, which happened for one of 16 seeds."""
 
 
 def config(**changes: object) -> Config:
-    return tiny.config(**{"run__seed": SEED, **changes})
+    """Adam's epsilon lies far above what rounding does to a gradient: those of a new block are 1e-9, and
+    with the default of 1e-8 Adam would make whole steps of their rounding."""
+    return tiny.config(**{"optimizer__epsilon": 1e-4, **changes})
 
 
 def global_rows(step: int) -> torch.Tensor:
@@ -109,7 +110,7 @@ def whole(results: list[dict], state: str, **changes: object) -> dict[str, torch
 
 
 def assert_equals_plain_trainer(results: list[dict], label: str, **changes: object) -> None:
-    """Losses to 1e-6, weights, counters, sleeping parameters, and that every element is saved exactly once.
+    """Losses to 1e-6, weights to TOLERANCE, counters, sleeping parameters, and every element saved exactly once.
 
     `changes` are those of the config that the plain trainer shares with the engine.
     """
@@ -120,12 +121,13 @@ def assert_equals_plain_trainer(results: list[dict], label: str, **changes: obje
         assert result["steps"] == {0: STEPS, 1: STEPS - 4, 2: STEPS - 8}, label
         assert all(report.applied for report in result["reports"]), label
         assert result["reports"] == results[0]["reports"], label
+    initial = {name: p.detach() for name, p in parametrization.build(config(**changes)).named_parameters()}
     for name, value in whole(results, "weight", **changes).items():
-        torch.testing.assert_close(value, weights[name], atol=3e-5, rtol=1e-4, msg=f"{label} {name}")
-    initial = dict(parametrization.build(config(**changes)).named_parameters())
+        apart, moved = (value - weights[name]).norm(), (weights[name] - initial[name].view(-1)).norm()
+        assert apart <= TOLERANCE * moved, f"{label}: {name} differs by {apart / moved:.1e} of its way"
     for result in results:
         for name, (offset, tensors) in result["asleep"].items():
-            here = initial[name].detach().view(-1)[offset : offset + len(tensors["weight"])]
+            here = initial[name].view(-1)[offset : offset + len(tensors["weight"])]
             assert torch.equal(tensors["weight"], here), f"{name} changed while asleep: {label}"
             states = [tensor for state, tensor in tensors.items() if state != "weight"]
             assert states and not any(tensor.any() for tensor in states), label

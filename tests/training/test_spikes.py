@@ -32,7 +32,7 @@ LEFT_OUT = {"skip": [(7, 7), (10, 10)], "rollback": [(5, 7), (9, 10)]}
 
 def config(folder: Path, action: str, **changes: object) -> Config:
     chosen = {"checkpoint__every_steps": 4, "optimizer__spike": f"{{window: 4, factor: 1.5, action: {action}}}"}
-    chosen |= {"run__dir": folder, "run__seed": common.SEED, "data__sources": "[{kind: uniform}]"}
+    chosen |= {"run__dir": folder, "optimizer__epsilon": 1e-4, "data__sources": "[{kind: uniform}]"}
     return tiny.config(**{**chosen, **changes})
 
 
