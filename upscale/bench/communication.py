@@ -28,7 +28,8 @@ def measure(step: Callable[[], object], device: torch.device) -> dict[str, float
         if on_gpu:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begin
-    collectives, others = [], []
+    collectives: list[tuple[float, float]] = []
+    others: list[tuple[float, float]] = []
     for event in watched.events():
         interval = event.time_range.start / 1e6, event.time_range.end / 1e6
         if on_gpu and event.device_type == DeviceType.CUDA:

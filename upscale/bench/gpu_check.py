@@ -131,7 +131,7 @@ def limited(order: list[str], seconds: float) -> tuple[int | None, list[str]]:
 
 def problem(section: Section, result: dict) -> str | None:
     """What is wrong with a program's figures; adds a step's planned memory to them."""
-    if section.name == "kernel":
+    if section.config is None:  # the kernel's
         return None if result["agree"] else f"the kernel writes other rows than the CPU: {result['equal_rows']}"
     ranks, rows = result["world_size"], result["micro_batch"]
     planned = memory.peak_bytes(section.config, ranks, rows, math.ceil(result["rows_per_rank"] / rows))

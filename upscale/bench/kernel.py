@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +55,9 @@ def measure(
     rates = []
     for width in widths:
         source = LSTMSource(vocabulary=VOCABULARY, hidden=round(width / 10))
-        calls = {name: partial(source.write, *inputs(lanes, length, device)) for name, lanes in LANES.items()}
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(source.write, *inputs(lanes, length, device)) for name, lanes in LANES.items()
+        }
         for name, times in seconds(calls, repeats, device).items():
             rate = summary([LANES[name] * ROWS / each for each in times])
             rates.append({"width": width, "lanes": LANES[name], "of": name, "rows_per_second": rate})

@@ -17,12 +17,13 @@ LANES, ROWS = 8, 16
 
 def run(width: int, repeats: int, device: torch.device) -> dict:
     """Rows a second of every kind of source, printed line by line; the figures as they go into JSON."""
-    result = {"machine": machine(device), "width": width, "lanes": LANES, "rows": ROWS, "sources": []}
+    measured: list[dict] = []
+    result = {"machine": machine(device), "width": width, "lanes": LANES, "rows": ROWS, "sources": measured}
     print(f"{'source':18}{'rows/s':>10}{'lowest':>10}{'highest':>10}   on {device.type}, {LANES} lanes of {ROWS} rows")
     for kind, keys in ((kind, keys) for kind, settings in KINDS.items() for keys in settings.measured.items()):
         name, settings = f"{kind} {keys[0]}".strip(), {"kind": kind, **keys[1]}
         rate = rows_per_second(settings, width, repeats, device)
-        result["sources"].append({"name": name, "settings": settings, "rows_per_second": rate})
+        measured.append({"name": name, "settings": settings, "rows_per_second": rate})
         print(f"{name:18}{rate['median']:10.0f}{rate['lowest']:10.0f}{rate['highest']:10.0f}", flush=True)
     return result
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ PARTS = ("generate", "forward", "backward", "optimizer")
 class Timed:
     """An engine that keeps the time of what the trainer asks of it."""
 
-    def __init__(self, engine: engines.Engine | plain.PlainPyTorch, device: torch.device):
+    def __init__(self, engine: engines.Trains, device: torch.device):
         self.engine, self.train_mode = engine, engine.train_mode
         self.forward, self.backward_watch, self.optimizer = (Stopwatch(device) for _ in range(3))
 
@@ -50,7 +51,7 @@ class Timed:
 class Contender:
     """One way to train: an engine, and the steps it has taken."""
 
-    def __init__(self, config: Config, world: World, engine: engines.Engine | plain.PlainPyTorch, micro_batch: int):
+    def __init__(self, config: Config, world: World, engine: engines.Trains, micro_batch: int):
         self.config, self.world, self.timed, self.number = config, world, Timed(engine, world.device), 0
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
         self.microbatches = train_step.Microbatches(config, world, self.timed, owned[0], micro_batch)
@@ -185,7 +186,7 @@ def figures(config: Config, world: World, everyone: list[list[dict[str, float]]]
     }
 
 
-def together(everyone: list[dict[str, float | None]]) -> dict[str, float | None]:
+def together(everyone: list[dict[str, Any]]) -> dict[str, float | None]:
     """The mean over ranks of what each saw of the profiled step."""
     return {
         name: None if everyone[0][name] is None else statistics.fmean(rank[name] for rank in everyone)

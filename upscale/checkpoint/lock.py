@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upscale.errors import UserError
 from upscale.files import write_atomically
@@ -75,7 +76,8 @@ class Holder:
         try:
             content = json.loads(text)
             known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-            return cls(**{key: value for key, value in content.items() if type(value) is known.get(key)})
+            said: dict[str, Any] = {key: value for key, value in content.items() if type(value) is known.get(key)}
+            return cls(**said)
         except (ValueError, AttributeError):
             return cls()
 

@@ -52,7 +52,8 @@ def read_config(directory: Path) -> Config:
 
 def kept_precision(config: Config, world: World) -> str | None:
     """The `engine.precision` of the run that a resolved config continues; None, on every rank, for a new run."""
-    directory, found = Path(config.run.dir), None
+    directory = Path(config.run.dir)
+    found: str | None = None
     if world.is_main and manifest.steps(directory / CHECKPOINTS) and (directory / CONFIG).is_file():
         try:
             found = config_files.load(directory / CONFIG).engine.precision

@@ -44,8 +44,8 @@ class Initialization:
     (a run that has just begun), or when the schedule would put blocks to sleep that it has trained.
     """
 
-    def __init__(self, config: Config):
-        self.settings, self.path = config.init, Path(config.init.from_)
+    def __init__(self, config: Config, origin: str):
+        self.settings, self.path = config.init, Path(origin)
         self.is_file = self.path.is_file()
         if self.is_file:
             self.metadata = _metadata(self.path)
@@ -98,13 +98,13 @@ class Initialization:
             place, instances = f"{self.path} (step {self.metadata['step']})", int(self.metadata["instances"])
             self._check_awake(config, instances)
             _load_file(self.path, chosen)
-            notes = []
+            notes: list[str] = []
         else:
             place, instances, notes = self._load_checkpoint(config, chosen, world)
         engines.initialize(config, parts[True])
         engine.loaded(None)
-        fresh = ", ".join(self.settings.reinitialize)
-        return [*notes, f"weights taken from {place}, {instances:,} instances" + (f"; fresh: {fresh}" if fresh else "")]
+        drawn = ", ".join(self.settings.reinitialize)
+        return [*notes, f"weights taken from {place}, {instances:,} instances" + (f"; fresh: {drawn}" if drawn else "")]
 
     def _load_checkpoint(self, config: Config, chosen: list[Fragment], world: World) -> tuple[str, int, list[str]]:
         folder, notes = self.path / layout.CHECKPOINTS, []
@@ -139,7 +139,7 @@ class Initialization:
 def wanted(config: Config) -> Initialization | None:
     """What a resolved config's new run begins with; None for random weights and for a run that goes on by itself."""
     begun = manifest.steps(Path(config.run.dir) / layout.CHECKPOINTS)
-    return None if config.init.from_ is None or begun else Initialization(config)
+    return None if config.init.from_ is None or begun else Initialization(config, config.init.from_)
 
 
 def sleepers(source: Config, instances: int, config: Config) -> str | None:

@@ -105,7 +105,7 @@ class Writer:
     def _write(self, taken: Snapshot) -> None:
         final = manifest.step_folder(self.folder, taken.step)
         partial = self.folder / f".{final.name}.partial"
-        part, error = None, None
+        error: Exception | None = None
         try:
             if self.world.is_main:
                 self.check()
@@ -115,7 +115,7 @@ class Writer:
             error = problem
         if not self._failed(error):
             try:
-                part = self._write_part(taken, partial)
+                part: dict = self._write_part(taken, partial)
             except (OSError, SafetensorError) as problem:
                 error = problem
             if not self._failed(error):

@@ -67,8 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with watchdog:
             examination.run(_say if world.is_main else lambda text: None, watchdog.beat)
-            code = _finish(examination, options.to) if world.is_main else 0
-            code = world.broadcast_object(code)
+            code = world.broadcast_object(_finish(examination, options.to) if world.is_main else 0)
         command.finish_together(world)
     except RuntimeError as error:  # what torch raises when a collective fails
         if not world.silent_ranks():

@@ -41,9 +41,8 @@ class Prefetcher:
         """The next rows; `following` is how many rows a lane the next draw will want, None if there will be none."""
         if self._asked and self._asked[0] != rows_per_lane:
             self._undo()
-        if not self._asked:
-            self._ask(rows_per_lane)
-        (_, future), self._asked = self._asked, None
+        _, future = self._asked or self._ask(rows_per_lane)
+        self._asked = None
         rows, self._origins, watch, done = future.result()
         self._watches.append(watch)
         if self._stream:
@@ -91,9 +90,10 @@ class Prefetcher:
     def _undo(self) -> None:
         self.load_state(self.state())
 
-    def _ask(self, rows_per_lane: int) -> None:
+    def _ask(self, rows_per_lane: int) -> tuple[int, Future]:
         before = torch.cuda.current_stream(self.device).record_event() if self._stream else None
         self._asked = rows_per_lane, self._thread.submit(self._draw, rows_per_lane, before)
+        return self._asked
 
     def _draw(
         self, rows_per_lane: int, before: torch.cuda.Event | None

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -112,7 +113,7 @@ class _Worker:
         except OSError:
             raise self._death() from None
 
-    def receive(self) -> object:
+    def receive(self) -> Any:
         try:
             answer = _receive(self.connection)
         except (EOFError, OSError):
@@ -149,7 +150,7 @@ def _send(connection: Connection, message: object) -> None:
     connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
 
 
-def _receive(connection: Connection) -> object:
+def _receive(connection: Connection) -> Any:
     return pickle.loads(connection.recv_bytes())
 
 
@@ -178,7 +179,7 @@ def main() -> None:
                 name, *arguments = message
                 assert name in CALLS, name
                 result = getattr(rows, name)(*arguments)
-            answer = {"result": result}
+            answer: dict[str, object] = {"result": result}
         except Exception as problem:
             answer = {"problem": problem, "trace": traceback.format_exc()}
         try:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from upscale.machine import accelerator, cores
 
 COLLECTIVE_TIMEOUT_SECONDS = 600
 FAREWELL_SECONDS = 5
+
+T = TypeVar("T")
 
 
 class World:
@@ -159,7 +162,7 @@ class World:
         dist.all_gather_object(items, item, group=self.group)
         return items
 
-    def broadcast_object(self, item: object) -> object:
+    def broadcast_object(self, item: T) -> T:
         """Rank 0's object on every rank."""
         if self.size == 1:
             return item

@@ -36,6 +36,13 @@ class Record:
     verdict: str = OK
     advice: str = ""
 
+    @property
+    def number(self) -> float:
+        """The value of a record that was measured; TypeError for one that is a text or missing."""
+        if not isinstance(self.value, (int, float)):
+            raise TypeError(f"{self.check}: {self.name} is {self.value!r}, no number")
+        return self.value
+
 
 @dataclass(frozen=True)
 class Session:
@@ -103,7 +110,8 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     as MEASURE_SECONDS allow."""
     call()
     _wait_for(device)
-    taken, begun = [], time.perf_counter()
+    taken: list[float] = []
+    begun = time.perf_counter()
     while len(taken) < FEWEST_REPEATS or time.perf_counter() - begun < MEASURE_SECONDS:
         begin = time.perf_counter()
         call()
@@ -129,13 +137,13 @@ def slow_ones(records: Sequence[Record], names: Iterable[str], device_type: str,
     """
     share, found, names = SLOW_SHARE[device_type], list(records), set(names)
     for name in names:
-        values = [one.value for one in records if one.name == name and one.value is not None]
+        values = [one.number for one in records if one.name == name and one.value is not None]
         if len(values) < 2:
             continue
         median = statistics.median_high(values)
         for place, one in enumerate(found):
-            if one.name == name and one.value is not None and one.value < share * median:
-                text = f"{one.value / median:.0%} of the median, {median:.4g} {one.unit}. {advice}"
+            if one.name == name and one.value is not None and one.number < share * median:
+                text = f"{one.number / median:.0%} of the median, {median:.4g} {one.unit}. {advice}"
                 found[place] = with_problem(one, text)
     return found
 

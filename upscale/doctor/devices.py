@@ -62,9 +62,9 @@ class Devices(Check):
         if sheet and dtype == torch.bfloat16:  # the sheet's
             peaks[PRODUCT] = sheet.peak_flops / 1e12
         peak = peaks.get(record.name)
-        if peak is None or record.verdict == PROBLEM or record.value >= LEAST_SHARE * peak:
+        if peak is None or record.verdict == PROBLEM or record.number >= LEAST_SHARE * peak:
             return record
-        text = f"{record.value / peak:.0%} of the data sheet's {peak:.4g} {record.unit}. {ADVICE['cuda']}"
+        text = f"{record.number / peak:.0%} of the data sheet's {peak:.4g} {record.unit}. {ADVICE['cuda']}"
         return with_problem(record, text)
 
 

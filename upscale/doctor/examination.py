@@ -124,8 +124,8 @@ def problem_lines(records: Sequence[Record]) -> list[str]:
     groups: dict[tuple, list[Record]] = {}
     for one in records:
         if one.verdict == PROBLEM:
-            value = one.value if isinstance(one.value, str) else None
-            groups.setdefault((one.check, one.name, one.node, value, one.advice), []).append(one)
+            text = one.value if isinstance(one.value, str) else None
+            groups.setdefault((one.check, one.name, one.node, text, one.advice), []).append(one)
     lines = []
     for (check, name, node, _, advice), some in groups.items():
         ranks = ", ".join(str(one.rank) for one in some)

@@ -42,7 +42,9 @@ class Links(Check):
         # All groups first: making one waits for every rank.
         inside = [self._group(session, ranks) for ranks in nodes.values() if len(ranks) > 1]
         world.barrier()
-        for group in filter(None, inside):
+        for group in inside:
+            if group is None:
+                continue
             rate = bus_bytes_per_second(group)
             found.append(self.record(session, INSIDE, rate / 1e9, "GB/s", self._without_nvlink(session, rate)))
         leaders = {node: ranks[0] for node, ranks in nodes.items()}
@@ -119,7 +121,7 @@ def judge_pairs(records: Sequence[Record], nodes: list[str], share: float) -> li
     ends = {
         one.name: one.name.removeprefix(f"{BETWEEN} ").split(" and ") for one in records if one.name.startswith(BETWEEN)
     }
-    rates = {one.name: one.value for one in records if one.name in ends}
+    rates = {one.name: one.number for one in records if one.name in ends}
     best = {node: max((rates[name] for name, pair in ends.items() if node in pair), default=0.0) for node in nodes}
     if len(rates) < 2:
         return list(records)
@@ -128,8 +130,8 @@ def judge_pairs(records: Sequence[Record], nodes: list[str], share: float) -> li
     found = []
     for one in records:
         pair = ends.get(one.name, ())
-        if pair and one.value < share * median:
-            beside = f"{one.value / median:.0%} of {median:.4g} GB/s, the median of the nodes' best links"
+        if pair and one.number < share * median:
+            beside = f"{one.number / median:.0%} of {median:.4g} GB/s, the median of the nodes' best links"
             named = [node for node in pair if node in slow]
             text = (
                 f"{beside}: node {' and '.join(named)} is slow with every partner"

@@ -31,9 +31,7 @@ class Storage(Check):
 
     def measure(self, session: Session) -> list[Record]:
         directory, world = Path(session.config.run.dir), session.world
-        made, failure = [], None
-        if world.is_main:
-            made, failure = _make(directory)
+        made, failure = _make(directory) if world.is_main else ([], None)
         token, failure = world.broadcast_object((uuid.uuid4().hex, failure))
         if failure:
             problem = f"{failure}. Choose a folder that all nodes may write to: run.dir=FOLDER"

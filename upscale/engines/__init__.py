@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from upscale.config import Config
 from upscale.distributed.world import World
-from upscale.engines.protocol import Engine, Fragment, StepReport
+from upscale.engines.protocol import Engine, Fragment, StepReport, Trains
 from upscale.model import parametrization
 from upscale.model.transformer import Transformer
 
@@ -37,4 +37,4 @@ def initialize(config: Config, fragments: Iterable[Fragment]) -> None:
         parametrization.initialize(fragment.tensors["weight"], name, shapes[name], config, fragment.offset)
 
 
-__all__ = ["Engine", "Fragment", "StepReport", "create", "initialize"]
+__all__ = ["Engine", "Fragment", "StepReport", "Trains", "create", "initialize"]

@@ -34,7 +34,8 @@ from upscale.model.weights import materialize
 class FSDPEngine:
     def __init__(self, config: Config, model: Transformer, world: World):
         self.world, self.model, self.clip = world, model, config.optimizer.clip
-        self.reshard, self.ahead, self.linked_blocks = config.engine.reshard, config.engine.prefetch_blocks, None
+        self.reshard, self.ahead = config.engine.reshard, config.engine.prefetch_blocks
+        self.linked_blocks: int | None = None
         groups = optim.parameter_groups(model, config)
         mesh = _mesh(config, world)
         # Gates are the model's unit's: FSDP2 gives what it shards a class of its own, which must be one for all blocks
@@ -53,7 +54,9 @@ class FSDPEngine:
         optim.freeze(groups, self.parameters)
         self.optimizer = optim.create(config, groups, self.parameters, world.device)
         self.shards, self.shard = mesh.size(-1), mesh.get_local_rank(mesh.ndim - 1)
-        self.replicas, self.replica = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
+        hybrid = mesh.ndim == 2
+        self.replicas: int = mesh.size(0) if hybrid else 1
+        self.replica: int = mesh.get_local_rank(0) if hybrid else 0
 
     def train_mode(self, training: bool) -> None:
         self.model.train(training)

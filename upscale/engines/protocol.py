@@ -33,8 +33,8 @@ class StepReport:
     applied: bool
 
 
-class Engine(Protocol):
-    """Trains `model`; the same losses come out of every engine, stage and number of ranks."""
+class Trains(Protocol):
+    """What a train step needs of an engine."""
 
     def train_mode(self, training: bool) -> None:
         """Switch dropout on or off."""
@@ -51,6 +51,10 @@ class Engine(Protocol):
 
     def step(self, learning_rate_factor: float, awake_groups: int) -> StepReport:
         """Clip and apply the accumulated gradient; skip and report a non-finite one, the same on every rank."""
+
+
+class Engine(Trains, Protocol):
+    """Trains a model and shows its state; the same losses come out of every engine, stage and number of ranks."""
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's weights and moments, for saving and, in place, loading."""

@@ -131,7 +131,7 @@ class Supervisor:
 
     def watch(self, heartbeats: list[Path]) -> tuple[str, int]:
         """Wait until every rank has ended, or some time after the first that failed or shows no life."""
-        deadline = None
+        deadline: float | None = None
         # When each heartbeat was last seen to change, by our own clock, which does not jump; none before the first.
         seen: dict[Path, tuple[int, float]] = {}
         while True:
@@ -150,7 +150,7 @@ class Supervisor:
             if failed and deadline is None:
                 deadline = time.monotonic() + GRACE_SECONDS
                 first = min(failed, key=lambda ended: ended[1])  # a signal is the cause, an exit code its consequence
-            if failed and (None not in codes or time.monotonic() > deadline):
+            if failed and deadline and (None not in codes or time.monotonic() > deadline):
                 hung = [rank for rank, code in enumerate(codes) if code is None]
                 reason = f"rank {first[0]} ended with {describe(first[1])}"
                 reason += f"; rank {', '.join(map(str, hung))} did not answer and was killed" if hung else ""

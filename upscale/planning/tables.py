@@ -147,7 +147,8 @@ def advice(written: Estimate, estimates: Sequence[Estimate]) -> str:
 def scaling(found: Sequence[tuple[str, int, Estimate]]) -> str:
     """Efficiency is tokens per second and GPU, against the fewest GPUs that fit in the same kind of scaling."""
     header = ("scaling", "GPUs", "batch", "engine", "rows x passes", "step", "tokens/s", "MFU", "efficiency", "in all")
-    body, reference = [], {}
+    body: list[tuple[str, ...]] = []
+    reference: dict[str, float] = {}
     for kind, gpus, one in found:
         if not one.fits:
             body.append((kind, str(gpus), str(one.global_batch), "does not fit", *["-"] * 6))

@@ -96,7 +96,7 @@ class Microbatches:
     compiled micro-batches, ascending; an eager one has as many rows as it needs.
     """
 
-    def __init__(self, config: Config, world: World, engine: engines.Engine, first_lane: int, micro_batch: int):
+    def __init__(self, config: Config, world: World, engine: engines.Trains, first_lane: int, micro_batch: int):
         self.config, self.world, self.engine, self.first_lane = config, world, engine, first_lane
         self.micro_batch = micro_batch
         self.sizes = compiled_sizes(config, world.size, micro_batch) if compiled(config, world.device) else ()

@@ -17,7 +17,7 @@ other text; checkpoints say which it was, and a resumed run tells a change.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -69,7 +69,7 @@ class RecurrentSource(AutoregressiveSource):
     gate_factors: tuple[int, ...]
     """One for a gate through a sigmoid, two for one through tanh(x) = 2 sigmoid(2x) - 1, in PyTorch's order."""
 
-    def __init__(self, *, eager: bool = False, **arguments: object) -> None:
+    def __init__(self, *, eager: bool = False, **arguments: Any) -> None:
         """With `eager`, by PyTorch's operations one step after another, whatever else the machine has."""
         super().__init__(**arguments)
         self.eager = eager
