@@ -44,8 +44,9 @@ class Initialization:
     (a run that has just begun), or when the schedule would put blocks to sleep that it has trained.
     """
 
-    def __init__(self, config: Config, origin: str):
-        self.settings, self.path = config.init, Path(origin)
+    def __init__(self, config: Config):
+        assert config.init.from_ is not None
+        self.settings, self.path = config.init, Path(config.init.from_)
         self.is_file = self.path.is_file()
         if self.is_file:
             self.metadata = _metadata(self.path)
@@ -139,7 +140,7 @@ class Initialization:
 def wanted(config: Config) -> Initialization | None:
     """What a resolved config's new run begins with; None for random weights and for a run that goes on by itself."""
     begun = manifest.steps(Path(config.run.dir) / layout.CHECKPOINTS)
-    return None if config.init.from_ is None or begun else Initialization(config, config.init.from_)
+    return None if config.init.from_ is None or begun else Initialization(config)
 
 
 def sleepers(source: Config, instances: int, config: Config) -> str | None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from upscale.config import problems
 from upscale.console import command
 from upscale.errors import UserError
 from upscale.study import grid, grid_reporting, reporting, results, run_slurm, schema
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--only names no {kind}; allowed: {', '.join(names)}")
     for name in only or []:
         if name not in names:
-            raise UserError(f"--only: no {kind} {name}; {schema.nearest(name, names)}")
+            raise UserError(f"--only: no {kind} {name}; {problems.nearest(name, names)}")
     make = grid.make if in_grid else planning.make
     plan = make(options.file, study, overrides, options.runs, options.to)
     members = plan.members(only)

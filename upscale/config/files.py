@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import platform
 import re
 import subprocess
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pydantic
 import yaml
 
 import upscale
+from upscale.config.problems import counted, found_in, keys, unknown
 from upscale.config.schema import Config, problems_between_sections
 from upscale.errors import UserError
 from upscale.files import dump_yaml, parse_yaml, read_yaml, write_atomically
@@ -27,8 +26,7 @@ class ConfigError(UserError):
     """Every problem of a config, one a line."""
 
     def __init__(self, problems: list[str]):
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count} in the config:\n" + "\n".join(f"  {problem}" for problem in problems))
+        super().__init__(counted(problems, "the config"))
         self.problems = problems
 
 
@@ -39,7 +37,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     origin = str(path) if path is not None else "defaults"
     problems: list[str] = []
-    form = f"a config is a mapping of sections: {_names(Config)}"
+    form = f"a config is a mapping of sections: {', '.join(keys(Config))}"
     tree = {} if path is None else read_yaml(Path(path), "config", form)
     tree.pop("versions", None)  # written beside a resolved config, so that it can be run again
     origins: dict[str, str] = {}
@@ -81,20 +79,16 @@ def _validate(tree: dict, origin: str, origins: dict, problems: list[str]) -> di
     sections: dict[str, pydantic.BaseModel] = {}
     for name in tree:
         if name not in Config.model_fields:
-            problems.append(f"{_where(str(name), origin, origins)}: {name}: {_unknown(str(name), Config)}")
+            problems.append(f"{_where(str(name), origin, origins)}: {name}: {unknown(str(name), Config)}")
     for name, field in Config.model_fields.items():
         section: Any = field.annotation
         try:
             value = tree.get(name, {})
             sections[name] = section.model_validate({} if value is None else value)
         except pydantic.ValidationError as error:
-            described: dict[str, list[str]] = {}
-            for detail in error.errors():
-                key, message = _describe(section, detail)
-                described.setdefault(name + key, []).append(message)
-            for key, messages in described.items():
-                given = _at(tree, key)
-                problems.append(f"{_where(key, origin, origins)}: {key}: {', or '.join(messages)}{given}")
+            for place, message in found_in(section, value, error).items():
+                key = name + ("" if place.startswith("[") or not place else ".") + place
+                problems.append(f"{_where(key, origin, origins)}: {key}: {message}")
     return sections
 
 
@@ -103,69 +97,6 @@ def _where(key: str, origin: str, origins: dict[str, str]) -> str:
     bare = re.sub(r"\[\d+\]", "", key)
     given = [text for name, text in origins.items() if bare == name or bare.startswith(name + ".")]
     return given[-1] if given else origin
-
-
-def _describe(model: Any, detail: Mapping[str, Any]) -> tuple[str, str]:
-    """The key below a section and one line, from one of pydantic's errors."""
-    key, owner, location = "", model, detail["loc"]
-    for part in location:
-        if isinstance(part, int):
-            key += f"[{part}]"
-        elif part in _keys(owner):
-            key += f".{part}"
-            owner = _keys(owner)[part]
-        elif variant := _variant(owner, part):
-            owner = variant
-        elif part == location[-1] and detail["type"] == "extra_forbidden":
-            return f"{key}.{part}", _unknown(part, owner)
-        # Any other part is pydantic's name for a member of a union, which is no key.
-    return key, detail["msg"][0].lower() + detail["msg"][1:]
-
-
-def _at(tree: dict, key: str) -> str:
-    """', given VALUE' for a key such as data.sources[0].weight that holds a plain value."""
-    node: Any = tree
-    for part in re.findall(r"[^.\[\]]+", key):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and part.isdigit():
-            node = node[int(part)]
-        else:
-            return ""
-    return f", given {node!r}"
-
-
-def _keys(model: Any) -> dict[str, Any]:
-    """Keys and annotations of a section, also of one that may be null; of anything else none."""
-    classes = _classes(model)
-    if len(classes) != 1 or typing.get_origin(model) is list:
-        return {}
-    return {field.alias or name: field.annotation for name, field in classes[0].model_fields.items()}
-
-
-def _variant(owner: Any, tag: object) -> type[pydantic.BaseModel] | None:
-    """The class that a discriminated union chooses for a tag such as 'lstm'."""
-    for candidate in _classes(owner):
-        kinds = _keys(candidate).get("kind")
-        if kinds is not None and tag in typing.get_args(kinds):
-            return candidate
-    return None
-
-
-def _classes(annotation: Any) -> list[type[pydantic.BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        return [annotation]
-    return [found for inner in typing.get_args(annotation) for found in _classes(inner)]
-
-
-def _names(model: type[pydantic.BaseModel]) -> str:
-    return ", ".join(_keys(model))
-
-
-def _unknown(key: str, model: type[pydantic.BaseModel]) -> str:
-    near = difflib.get_close_matches(key, list(_keys(model)), 1, 0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown key; {hint}allowed: {_names(model)}"
 
 
 def as_tree(config: Config) -> dict:

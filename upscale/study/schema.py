@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,12 +10,17 @@ import pydantic
 from pydantic import BeforeValidator, Field, model_validator
 
 from upscale.config.finetuning import Part
+from upscale.config.problems import counted, found_in, nearest
 from upscale.errors import UserError
 from upscale.files import read_yaml
 from upscale.machine.gpus import DEVICES
 from upscale.settings import AUTO, Count, CountOrZero, Positive, Section
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", description="letters, digits and '_'")]
+Key = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$", description="section.key, such as model.width, or a section"),
+]
 
 
 def dotted(settings: Any) -> Any:
@@ -30,9 +34,7 @@ def dotted(settings: Any) -> Any:
     return found
 
 
-Settings = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")], Any], BeforeValidator(dotted)
-]
+Settings = Annotated[dict[Key, Any], BeforeValidator(dotted)]
 """`section.key: value`, as on the command line of `upscale train`, or sections as in a config."""
 
 
@@ -174,55 +176,14 @@ def load(path: Path) -> Study | Grid:
     try:
         study = kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise failure(path, [_described(kind, tree, detail) for detail in error.errors()]) from None
+        raise failure(path, [f"{key}: {text}" for key, text in found_in(kind, tree, error).items()]) from None
     if problems := list(_unknown_names(study) if isinstance(study, Study) else _problems_of_grid(study)):
         raise failure(path, problems)
     return study
 
 
 def failure(path: Path, problems: list[str]) -> UserError:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return UserError(f"{count} in the study {path}:\n" + "\n".join(f"  {problem}" for problem in problems))
-
-
-def nearest(name: str, allowed: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(allowed), 1, 0.5)
-    return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(allowed)}"
-
-
-def _described(kind: type[Section], tree: dict, detail: typing.Mapping[str, Any]) -> str:
-    """One line from one of pydantic's errors: key, what is wrong, what was given."""
-    *parents, leaf = location = [part for part in detail["loc"] if part != "[key]"]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {nearest(str(leaf), _owner(kind, parents).model_fields)}"
-    if detail["loc"][-1] == "[key]":
-        form = "section.key, such as model.width, or a section" if "set" in parents else "letters, digits and '_'"
-        return f"{key}: not a name; it must be {form}"
-    given: Any = tree
-    for part in location:
-        given = given[part] if isinstance(given, (dict, list)) and part in _places(given) else None
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{key}: {message}" + ("" if given is None or isinstance(given, dict) else f", given {given!r}")
-
-
-def _places(given: dict | list) -> typing.Iterable:
-    return given if isinstance(given, dict) else range(len(given))
-
-
-def _owner(kind: type[Section], location: list[str | int]) -> type[Section]:
-    """The class of the mapping at a place in the file: members of a list or mapping follow their container's type."""
-    annotation: Any = kind
-    for part in location:
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            annotation = annotation.model_fields[str(part)].annotation
-        else:
-            annotation = typing.get_args(annotation)[-1]
-        if typing.get_origin(annotation) is Annotated:
-            annotation = typing.get_args(annotation)[0]
-        if type(None) in typing.get_args(annotation):
-            annotation = typing.get_args(annotation)[0]
-    return annotation
+    return UserError(counted(problems, f"the study {path}"))
 
 
 def _unknown_names(study: Study) -> typing.Iterator[str]:
