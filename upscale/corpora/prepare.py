@@ -104,6 +104,8 @@ def _already_there(request: Request) -> index.Index:
 def _prepare(request: Request, work: Path) -> index.Index:
     recipe = request.recipe
     source = request.source or recipe.address
+    if source is None:
+        raise UserError(f"{recipe.kind} has no public address: give --from, {recipe.accepts}, or an http(s) address")
     address = source if download.is_address(source) else None
     path = _fetched(request, address, work) if address else _given(request)
     known = recipe.expected(_name(source), address) if request.checksum else None
@@ -118,7 +120,8 @@ def _prepare(request: Request, work: Path) -> index.Index:
             provenance["text_" + known.algorithm] = known.digest
         if files is not None:
             provenance["files"] = files
-        sizes = recipe.sizes(len(spool))
+        provenance |= spool.about
+        sizes = spool.splits or recipe.sizes(len(spool))
         if not all(sizes.values()):
             raise UserError(f"{path} gives {len(spool):,} bytes of text, too few for three splits: {sizes}")
         about = {"corpus": recipe.kind, "options": recipe.options(), "licence": recipe.licence}
