@@ -109,6 +109,8 @@ def test_export_and_load_are_bit_equal(run, tmp_path):
     tokens = torch.randint(0, 256, (2, 16))
     assert torch.equal(loaded(tokens), expected(tokens, config.model.depth))
     assert torch.equal(loaded(tokens), expected(tokens, 4)), "blocks that sleep at step 6 must change nothing"
+    assert torch.equal(loaded(tokens), upscale.load(run, step=6)(tokens))
+    assert not torch.equal(loaded(tokens), upscale.load(run)(tokens))  # of step 12
     assert not torch.distributed.is_initialized()
     assert "no such" in upscale_command("export", "--run", run, "--to", tmp_path / "no/such/file", expect=2).lower()
 
@@ -122,6 +124,10 @@ def test_loading_another_file_is_refused(tmp_path):
         upscale.load(tmp_path / "other.safetensors")
     with pytest.raises(upscale.errors.UserError, match="cannot load"):
         upscale.load(tmp_path / "text")
+    with pytest.raises(upscale.errors.UserError, match="is not a run directory"):
+        upscale.load(tmp_path)
+    with pytest.raises(upscale.errors.UserError, match="an exported file holds one step"):
+        upscale.load(tmp_path / "other.safetensors", step=6)
 
 
 def test_checkpoint_list_and_verify(run, tmp_path):

@@ -234,7 +234,6 @@ def test_corpora_and_fine_tuning_mistakes_are_all_reported():
     assert "optimizer.layer_decay: input should be less than or equal to 1, given 1.5" in text
     assert "names a part twice" in text and "without init.from every part is random already" in text
     assert "leave a part that can learn" in problems("optimizer.freeze=[embeddings, attention, ff, norms, head]")[1]
-    assert "128 is too small for corpora" in "".join(problems("data.kind=corpus", "model.vocabulary=128"))
     assert "is read with data.kind=corpus only" in problems("data.corpora=[{path: data/wp}]")[1]
 
 

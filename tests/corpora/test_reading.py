@@ -130,7 +130,7 @@ def test_bad_shards_are_all_named_before_anything_is_read(folder):
 
 
 def test_bad_folders_are_all_named(folder, tmp_path):
-    (tmp_path / "unfinished" / index.WORK).mkdir(parents=True)
+    (tmp_path / "unfinished" / index.WORK["prepare"]).mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "altered").mkdir()
     (tmp_path / "altered" / index.INDEX).write_text((folder / index.INDEX).read_text().replace("1234", "1235"))

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from upscale.checkpoint import layout, manifest
+from upscale.checkpoint import layout, manifest, run_directory
 from upscale.checkpoint.reader import Reader, whole_parameters
 from upscale.config import Config
 from upscale.config import files as config_files
@@ -81,13 +81,19 @@ def export(run: Path, config: Config, step: int | None, to: Path) -> dict:
     return counters
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Transformer:
-    """The model of an exported file, in eval mode on one device, without DeepSpeed or a process group.
+def load(path: str | Path, device: torch.device | str = "cpu", step: int | None = None) -> Transformer:
+    """The model of a run directory or an exported file, in eval mode on one device, without DeepSpeed or a group.
 
     `model(tokens)` with tokens (rows, positions) gives logits (rows, positions, vocabulary). Blocks that had not woken
-    have a gate of zero and change nothing. Raises UserError for a file that `export` did not write, before a model of
-    another size than the file's is made.
+    have a gate of zero and change nothing. Of a run `step` chooses a checkpoint (None: the newest valid one). Raises
+    UserError for a file that `export` did not write, before a model of another size than the file's is made, and for a
+    folder that is no run, or has no such step.
     """
+    if Path(path).is_dir():
+        config = run_directory.read_config(Path(path)).resolved()
+        return load_model(Path(path), config, step, World.single(device))[0]
+    if step is not None:
+        raise UserError(f"step {step} of {path}: an exported file holds one step; give the run directory to choose")
     try:
         with safe_open(path, framework="pt", backend="pread") as file:
             names = list(file.keys())

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "weights of a run as one safetensors file",
     "checkpoint": "list or verify the checkpoints of a run",
     "plan": "memory, time and GPU hours of a config on a cluster, without a GPU",
+    "generate": "write rows of a config's sources as webdataset shards, for any training loop",
     "sample": "print rows that a config's sources write, or measure them beside texts",
     "study": "chains of trainings at an equal budget, compared: a study file",
     "coordcheck": "whether the model of a config keeps to muP: the mup package, and activations over widths",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from upscale.console import command
@@ -21,15 +22,20 @@ def main(arguments: list[str]) -> int:
     given = _parser(own).parse_args(arguments)
     asked = {option: value for option in own if (value := getattr(given, option)) is not None}
     for option, value in asked.items():
-        corpora = [name for name, field in own[option].items() if value in get_args(field.annotation)]
+        corpora = [name for name, field in own[option].items() if value in (words(field) or [value])]
         if given.corpus not in corpora:
-            raise UserError(f"--{option} {value} is for {' and '.join(corpora)} only, not for {given.corpus}")
+            raise UserError(f"{flag(option)} {value} is for {' and '.join(corpora)} only, not for {given.corpus}")
     if given.processes < 1:
         raise UserError(f"--processes {given.processes}: allowed: 1 or more")
     if given.bytes is not None:
         asked["take"] = None if given.bytes == "all" else given.bytes
+    try:
+        recipe = RECIPES[given.corpus](**asked)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{flag(str(problem['loc'][0]))} {problem['input']}: {problem['msg'].lower()}") from None
     request = Request(
-        recipe=RECIPES[given.corpus](**asked),
+        recipe=recipe,
         to=given.to,
         source=given.source,
         processes=given.processes,
@@ -48,6 +54,15 @@ def own_options() -> dict[str, dict[str, FieldInfo]]:
     return found
 
 
+def words(field: FieldInfo) -> tuple[str, ...]:
+    """The words that a field may be; none where it is a text or a number."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
 def _parser(own: dict[str, dict[str, FieldInfo]]) -> argparse.ArgumentParser:
     parser = command.parser("prepare", "Turn a text into a corpus: webdataset shards of three splits, and an index.")
     parser.add_argument(
@@ -58,7 +73,10 @@ def _parser(own: dict[str, dict[str, FieldInfo]]) -> argparse.ArgumentParser:
         "--from",
         dest="source",
         metavar="FILE|DIR|ARCHIVE|URL",
-        help="; ".join(f"{name}: {recipe.accepts}; default {recipe.address}" for name, recipe in RECIPES.items()),
+        help="; ".join(
+            f"{name}: {recipe.accepts}" + (f"; default {recipe.address}" if recipe.address else "")
+            for name, recipe in RECIPES.items()
+        ),
     )
     defaults = {name: take for name, recipe in RECIPES.items() if (take := recipe.model_fields["take"].default)}
     parser.add_argument(
@@ -69,9 +87,14 @@ def _parser(own: dict[str, dict[str, FieldInfo]]) -> argparse.ArgumentParser:
         + ", ".join(["all", *(f"{name} {take / 1e6:g}e6" for name, take in defaults.items())]),
     )
     for option, fields in own.items():
+        choices = tuple(dict.fromkeys(word for field in fields.values() for word in words(field)))
+        number = any(field.annotation is float for field in fields.values())
         parser.add_argument(
-            f"--{option}",
-            choices=tuple(dict.fromkeys(word for field in fields.values() for word in get_args(field.annotation))),
+            flag(option),
+            dest=option,
+            choices=choices or None,
+            type=float if number else str,
+            metavar=None if choices else "SHARE" if number else "NAME",
             help="; ".join(f"{name}: {field.description}" for name, field in fields.items()),
         )
     parser.add_argument(

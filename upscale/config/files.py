@@ -35,10 +35,17 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError naming every unknown key, wrong type and impossible combination at once.
     """
-    origin = str(path) if path is not None else "defaults"
-    problems: list[str] = []
     form = f"a config is a mapping of sections: {', '.join(keys(Config))}"
     tree = {} if path is None else read_yaml(Path(path), "config", form)
+    return from_tree(tree, overrides, str(path) if path is not None else "defaults")
+
+
+def from_tree(tree: dict, overrides: Sequence[str] = (), origin: str = "the values given") -> Config:
+    """The config of a tree of plain values, which overrides may change; `origin` is what messages call the tree.
+
+    Raises ConfigError as `load` does.
+    """
+    problems: list[str] = []
     tree.pop("versions", None)  # written beside a resolved config, so that it can be run again
     origins: dict[str, str] = {}
     for override in overrides:

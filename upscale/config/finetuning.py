@@ -14,19 +14,17 @@ Part = Literal["embeddings", "head", "attention", "ff", "norms", "gates"]
 
 class CorpusConfig(Section):
     path: Annotated[str, Field(min_length=1)]
-    """A folder that `upscale prepare` wrote."""
+    """A folder that `upscale prepare` or `upscale generate` wrote."""
     weight: Positive = 1.0
     """Relative frequency of its windows among the corpora."""
 
 
 def problems_of_fine_tuning(sections: dict) -> list[tuple[str, str]]:
     """Corpora that are missing or in vain, and parts of the model that are named twice or in vain."""
-    data, model, optimizer, init = (sections.get(name) for name in ("data", "model", "optimizer", "init"))
+    data, optimizer, init = (sections.get(name) for name in ("data", "optimizer", "init"))
     found: list[tuple[str, str]] = []
     if data and data.kind == "corpus" and not data.corpora:
         found.append(("data.corpora", "is empty, but data.kind is corpus; give folders that `upscale prepare` wrote"))
-    if data and data.kind == "corpus" and model and model.vocabulary < 256:
-        found.append(("model.vocabulary", f"{model.vocabulary} is too small for corpora, which are bytes: give 256"))
     if data and data.kind == "synthetic" and data.corpora:
         found.append(("data.corpora", "is read with data.kind=corpus only; set that, or leave the corpora out"))
     for key, parts in (

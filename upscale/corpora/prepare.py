@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import shutil
 import stat
@@ -18,6 +17,7 @@ from upscale.corpora.recipes import Known, Recipe
 from upscale.corpora.shards import index
 from upscale.corpora.shards.writing import write_corpus
 from upscale.corpora.work import download
+from upscale.corpora.work.locking import locked
 from upscale.corpora.work.spooling import CHUNK_BYTES, Spool
 from upscale.errors import UserError
 
@@ -42,7 +42,7 @@ def prepare(request: Request) -> index.Index:
     try:
         if (request.to / index.INDEX).exists():
             return _already_there(request)
-        if request.to.is_dir() and any(request.to.iterdir()) and not (request.to / index.WORK).is_dir():
+        if request.to.is_dir() and any(request.to.iterdir()) and not (request.to / index.WORK["prepare"]).is_dir():
             raise UserError(f"{request.to} is not empty; allowed: a new or empty folder for --to")
         with _working_folder(request.to) as work:
             return _prepare(request, work)
@@ -56,17 +56,7 @@ def prepare(request: Request) -> index.Index:
 @contextmanager
 def _working_folder(to: Path) -> Iterator[Path]:
     """A locked folder in `to`, gone at the end; on a failure shards and spool go too, and downloads stay."""
-    work = to / index.WORK
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another `upscale prepare` is writing to {to}: wait for it, or choose another --to"
-            ) from None
-        if (to / index.INDEX).exists():  # between our first look and the lock
-            raise UserError(f"another `upscale prepare` has just completed {to}: run this one again to check it")
+    with locked(to, "prepare") as work:
         _remove_attempt(to)
         try:
             yield work
@@ -80,7 +70,7 @@ def _working_folder(to: Path) -> Iterator[Path]:
 
 def _remove_attempt(to: Path) -> None:
     """Deletes what an unfinished attempt wrote, but for downloads."""
-    (to / index.WORK / "spool").unlink(missing_ok=True)
+    (to / index.WORK["prepare"] / "spool").unlink(missing_ok=True)
     of_splits = [form for split in index.SPLITS for form in (f"{split}-*.tar", f".{split}-*.tar.*.tmp")]
     for form in [*of_splits, f".{index.INDEX}.*.tmp"]:
         for path in to.glob(form):
@@ -107,13 +97,15 @@ def _already_there(request: Request) -> index.Index:
     shards = [shard for shards in found.splits.values() for shard in shards]
     if problems := index.problems(request.to, shards, hashes=True):
         raise UserError(f"{'; '.join(problems)}. Delete {request.to} and prepare it again.")
-    shutil.rmtree(request.to / index.WORK, ignore_errors=True)  # of a call that was killed right at its end
+    shutil.rmtree(request.to / index.WORK["prepare"], ignore_errors=True)  # of a call that was killed right at its end
     return found
 
 
 def _prepare(request: Request, work: Path) -> index.Index:
     recipe = request.recipe
     source = request.source or recipe.address
+    if source is None:
+        raise UserError(f"{recipe.kind} has no public address: give --from, {recipe.accepts}, or an http(s) address")
     address = source if download.is_address(source) else None
     path = _fetched(request, address, work) if address else _given(request)
     known = recipe.expected(_name(source), address) if request.checksum else None
@@ -128,7 +120,8 @@ def _prepare(request: Request, work: Path) -> index.Index:
             provenance["text_" + known.algorithm] = known.digest
         if files is not None:
             provenance["files"] = files
-        sizes = recipe.sizes(len(spool))
+        provenance |= spool.about
+        sizes = spool.splits or recipe.sizes(len(spool))
         if not all(sizes.values()):
             raise UserError(f"{path} gives {len(spool):,} bytes of text, too few for three splits: {sizes}")
         about = {"corpus": recipe.kind, "options": recipe.options(), "licence": recipe.licence}

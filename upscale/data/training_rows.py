@@ -77,9 +77,9 @@ class SnapshotRows:
 
 
 class CorpusLanes:
-    """Lanes that read: row number k of lane l of L is window k L + l.
+    """Lanes that read: row number k of lane l of L is row k L + l of the corpora.
 
-    So the first n rows of all lanes together are windows 0 to n - 1 at any number of ranks. A lane's state is its count
+    So the first n rows of all lanes together are rows 0 to n - 1 at any number of ranks. A lane's state is its count
     of rows, where other lanes have their rounds; in place of a buffer stands a digest of the texts that are read.
     """
 
@@ -130,6 +130,7 @@ def open_rows(config: Config) -> Callable[[Sequence[int], torch.device | str], R
         split=data.split,
         context=config.model.context,
         seed=config.run.seed,
+        vocabulary=config.model.vocabulary,
     )
     return functools.partial(CorpusLanes, windows, _digest(data), data.lanes)
 

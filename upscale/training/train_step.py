@@ -145,7 +145,8 @@ class Microbatches:
 
     def weight_of_a_target(self, rows: torch.Tensor, batch: int, skipped: int) -> torch.Tensor | float:
         """One over the targets of the global batch, which are counted over the ranks where rows choose their own."""
-        if not self.config.data.masked:
+        data = self.config.data
+        if rows.dtype == torch.uint8 or (data.kind == "synthetic" and not data.masked):
             return 1 / (batch * (self.config.model.context - skipped))
         return 1 / self.world.all_reduce_sum((rows[:, 1:] >= 0).sum()).clamp(min=1)
 

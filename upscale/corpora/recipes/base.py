@@ -32,12 +32,13 @@ class Recipe(Section):
     """How one corpus is made. Every subclass in this room with a field `kind` is one.
 
     Its class attributes are what is known of the corpus. Its fields are what was asked of it: `take`, and any that a
-    subclass adds. Such a field is an option of `upscale prepare` for this corpus: a Literal of words with a default,
-    described by the string below it, and recorded in the index.
+    subclass adds. Such a field is an option of `upscale prepare` for this corpus: a Literal of words, a text or a
+    number, with a default, described by the string below it, and recorded in the index.
     """
 
     definition: ClassVar[str]
-    address: ClassVar[str]
+    address: ClassVar[str | None]
+    """Where it is to be had; None: the user must say."""
     accepts: ClassVar[str]
     """What `--from` may be."""
     licence: ClassVar[str]

@@ -13,6 +13,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,8 +22,8 @@ from upscale.files import is_plain_name, parse_json, write_atomically
 
 FORMAT = "upscale-corpus-1"
 INDEX = "index.json"
-WORK = ".prepare"
-"""Folder inside a corpus in which `upscale prepare` works; it is gone when the corpus is complete."""
+WORK = {"prepare": ".prepare", "generate": ".generate"}
+"""Folder inside a corpus in which each command that writes one works; it is gone when the corpus is complete."""
 
 SPLITS = ("train", "validation", "test")
 BLOCK = 512
@@ -53,10 +54,16 @@ class Index:
     splits: dict[str, list[Shard]]
     """The shards of each split, in order."""
     options: dict
-    """What was asked of `upscale prepare` that changes the text."""
+    """What was asked of `upscale prepare` or `upscale generate` that changes the text."""
     licence: str
     provenance: dict
     """What the text was made from."""
+    token_bytes: Literal[1, 2] = 1
+    """Bytes of a token: 1, or 2 for int16 in little-endian order."""
+    vocabulary: int = 256
+    """Tokens are below this."""
+    row_tokens: int | None = None
+    """Tokens of a row, where the text is rows that sources wrote, one after the other; None: a text."""
 
     def split_bytes(self, split: str) -> int:
         return sum(shard.text_bytes for shard in self.splits[split])
@@ -64,6 +71,9 @@ class Index:
     def write(self, folder: Path) -> None:
         """Raises OSError and then leaves no index."""
         content = {"format": FORMAT, **asdict(self)}
+        for name in ("token_bytes", "vocabulary", "row_tokens"):  # a text of bytes has the index that it always had
+            if content[name] == getattr(Index, name):
+                del content[name]
         content["bytes"] = {split: self.split_bytes(split) for split in self.splits}
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=1) + "\n"
         write_atomically(folder / INDEX, text.encode())
@@ -83,16 +93,19 @@ def read(folder: Path) -> Index:
     try:
         content = parse_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        state = "its `upscale prepare` has not finished" if (folder / WORK).is_dir() else f"it has no {INDEX}"
+        unfinished = next((verb for verb, work in WORK.items() if (folder / work).is_dir()), None)
+        state = f"its `upscale {unfinished}` has not finished" if unfinished else f"it has no {INDEX}"
         state = state if folder.exists() else "there is no such folder"
-        raise UserError(f"{folder} is not a prepared corpus: {state}. Make one with `upscale prepare`.") from None
+        raise UserError(
+            f"{folder} is not a prepared corpus: {state}. Make one with `upscale prepare` or `upscale generate`."
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}. Prepare the corpus again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{file} is not of the format {FORMAT}. Prepare the corpus again.")
     if content.get("checksum") != _checksum(content):
         raise UserError(f"{file} is damaged: its checksum does not match. Prepare the corpus again.")
-    fields = {name: content.get(name) for name in Index.__dataclass_fields__}
+    fields = {name: content[name] for name in Index.__dataclass_fields__ if name in content}
     try:
         found = TypeAdapter(Index).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
@@ -107,6 +120,9 @@ def _contradiction(found: Index) -> str | None:
     """What is wrong with an index: a shard outside of its folder, or places that would not be where arithmetic says."""
     if found.piece_bytes < 1 or found.shard_pieces < 1:
         return f"piece_bytes {found.piece_bytes}, shard_pieces {found.shard_pieces}"
+    unit = found.token_bytes * (1 if found.row_tokens is None else found.row_tokens)
+    if not 1 <= found.vocabulary <= 1 << (8 if found.token_bytes == 1 else 15) or unit < 1:
+        return f"vocabulary {found.vocabulary}, token_bytes {found.token_bytes}, row_tokens {found.row_tokens}"
     whole = found.piece_bytes * found.shard_pieces
     for name, shards in found.splits.items():
         for number, shard in enumerate(shards, 1):
@@ -114,6 +130,8 @@ def _contradiction(found: Index) -> str | None:
                 return f"{shard.file!r} in {name} is not the name of a file in its folder"
             if not (shard.text_bytes == whole or (number == len(shards) and 0 < shard.text_bytes < whole)):
                 return f"{shard.file} in {name} holds {shard.text_bytes} bytes of text"
+            if shard.text_bytes % unit:
+                return f"{shard.file} in {name} ends inside a {'row' if found.row_tokens else 'token'}"
             if shard.bytes != tar_bytes(shard.text_bytes, found.piece_bytes):
                 return f"{shard.file} in {name} has {shard.bytes} bytes for {shard.text_bytes} of text"
     return None

@@ -42,6 +42,11 @@ class Split:
         self._stride = index.BLOCK * (1 + -(-description.piece_bytes // index.BLOCK))
         self._open: list[io.FileIO] = []
 
+    def __getstate__(self) -> dict:
+        """For another process, which opens the shards itself."""
+        kept = {name: value for name, value in vars(self).items() if name != "_files"}
+        return {**kept, "_open": []}
+
     def __len__(self) -> int:
         return self._bytes
 
@@ -74,7 +79,9 @@ class Split:
         return found
 
     def text(self) -> np.ndarray:
-        """The whole split, (bytes,) uint8, not to be written to."""
+        """The whole split, (bytes,) uint8, not to be written to; raises UserError where tokens are no bytes."""
+        if self.description.token_bytes > 1:
+            raise UserError(f"{self.folder} holds tokens above bytes, but a text of bytes is wanted here")
         return np.frombuffer(self.read(0, len(self)), np.uint8)
 
     def _place(self, start):
@@ -155,17 +162,22 @@ class Corpus:
 
 
 class Windows:
-    """Random windows of one split of one or more corpora, each a pure function of (seed, instance).
+    """Rows of one split of one or more corpora, each a pure function of (seed, instance).
 
-    So any world size reads the same windows in the same step, and resuming needs nothing but the count of instances.
-    Windows start anywhere in the split, uniformly and with replacement, and cross pieces and shards.
+    So any world size reads the same rows in the same step, and resuming needs nothing but the count of instances. Of a
+    text a row is a random window: it starts at any token, uniformly and with replacement, and crosses pieces and
+    shards. Of rows that `upscale generate` wrote, instance i is row i, from the first again after the last (of several
+    corpora: wherever this one is drawn).
     """
 
     def __init__(self, splits: Sequence[Split], weights: Sequence[float], *, context: int, seed: int) -> None:
         self._splits = list(splits)
         self._cumulative_weights = torch.tensor(weights, dtype=torch.float64).cumsum(0)
-        self._starts = torch.tensor([len(split) - context for split in splits], dtype=torch.int64)
+        self._starts = torch.tensor([_starts(split, context) for split in splits], dtype=torch.int64)
+        self._strides = torch.tensor([_stride(split) for split in splits], dtype=torch.int64)
+        self._of_rows = torch.tensor([split.description.row_tokens is not None for split in splits])
         self._length = context + 1
+        self._token_bytes = self._splits[0].description.token_bytes
         self._seed = seed
 
     @classmethod
@@ -177,12 +189,14 @@ class Windows:
         split: str = "train",
         context: int,
         seed: int,
+        vocabulary: int | None = None,
         hashes: bool = True,
     ) -> Windows:
-        """Windows of context + 1 bytes of prepared corpora, drawn from each in proportion to its weight.
+        """Rows of context + 1 tokens of prepared corpora, drawn from each in proportion to its weight.
 
-        Without weights every window of all the corpora is equally likely. Raises UserError, for all folders at once:
-        shards that are missing, truncated or (`hashes`) altered, a split smaller than one window, bad weights.
+        Without weights every row of all the corpora is equally likely. Raises UserError, for all folders at once:
+        shards that are missing, truncated or (`hashes`) altered, a split smaller than one window, rows that are too
+        short, tokens that a model of `vocabulary` does not have, tokens of different sizes, bad weights.
         """
         if not folders:
             raise UserError("no corpus was given; allowed: one or more folders that `upscale prepare` wrote")
@@ -194,38 +208,73 @@ class Windows:
         for folder in folders:
             try:
                 found = Corpus.open(folder, splits=[split], hashes=hashes).splits[split]
-                if len(found) <= context:
-                    raise UserError(
-                        f"the {split} split of {folder} has {len(found):,} bytes; one window needs {context + 1:,} "
-                        "(context + 1). Take a larger text or a smaller model.context."
-                    )
+                _check(found, context, vocabulary)
                 splits.append(found)
             except UserError as error:
                 mistakes.append(str(error))
         if mistakes:
             raise UserError("\n".join(mistakes))
-        return cls(splits, weights or [len(found) - context for found in splits], context=context, seed=seed)
+        if len({found.description.token_bytes for found in splits}) > 1:
+            sizes = ", ".join(f"{found.folder}: {found.description.token_bytes}" for found in splits)
+            raise UserError(f"bytes a token differ: {sizes}. Mix corpora of bytes, or corpora of larger tokens, only.")
+        return cls(splits, weights or [_starts(found, context) for found in splits], context=context, seed=seed)
 
     def places(self, instances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Corpus and first byte of each window: two (n,) int64 for instances (n,) int64 in [0, 2^63).
+        """Corpus and first byte of each row: two (n,) int64 for instances (n,) int64 in [0, 2^63).
 
         Word 0 of the instance's stream chooses the corpus, words 1 and 2 are a number of 63 bits whose remainder is the
-        start: uniform to within starts / 2^63, in integers alone.
+        start of a window: uniform to within starts / 2^63, in integers alone.
         """
         stream = Stream(self._seed, instances & 0xFFFFFFFF, instances >> 32)
         words = stream.bits(Purpose.DATA_ORDER, 4)
         drawn = words[:, 0].to(torch.float64) * 2.0**-32 * self._cumulative_weights[-1]
         corpora = torch.searchsorted(self._cumulative_weights, drawn, right=True)
-        return corpora, ((words[:, 1] << 31) | (words[:, 2] >> 1)) % self._starts[corpora]
+        numbers = torch.where(self._of_rows[corpora], instances, (words[:, 1] << 31) | (words[:, 2] >> 1))
+        return corpora, numbers % self._starts[corpora] * self._strides[corpora]
 
     def rows(self, instances: torch.Tensor) -> torch.Tensor:
-        """The windows of these instances, (n, context + 1) uint8 on the CPU, for instances (n,) int64, each >= 0."""
+        """The rows of these instances, (n, context + 1) on the CPU, for instances (n,) int64, each >= 0.
+
+        uint8, or int16 for corpora of tokens above bytes and of rows with tokens that are no targets.
+        """
         corpora, starts = (each.numpy() for each in self.places(instances))
         windows: list = [b""] * len(starts)
         for number, split in enumerate(self._splits):
             mine = np.flatnonzero(corpora == number)
-            for place, window in zip(mine.tolist(), split.read_each(starts[mine], self._length), strict=True):
+            found = split.read_each(starts[mine], self._length * self._token_bytes)
+            for place, window in zip(mine.tolist(), found, strict=True):
                 windows[place] = window
         # One copy, into memory that torch may write to.
-        content = np.frombuffer(bytearray().join(windows), np.uint8)
+        content = np.frombuffer(bytearray().join(windows), np.uint8 if self._token_bytes == 1 else "<i2")
         return torch.from_numpy(content).view(len(windows), self._length)
+
+
+def _stride(split: Split) -> int:
+    """Bytes from one possible start of a row to the next."""
+    return split.description.token_bytes * (split.description.row_tokens or 1)
+
+
+def _starts(split: Split, context: int) -> int:
+    """Possible starts of a row: those of windows, or the rows there are."""
+    return len(split) // _stride(split) - (context if split.description.row_tokens is None else 0)
+
+
+def _check(split: Split, context: int, vocabulary: int | None) -> None:
+    """Raises UserError where a model of this context and vocabulary cannot read the split."""
+    found, folder = split.description, split.folder
+    tokens = len(split) // found.token_bytes
+    if found.row_tokens is not None and found.row_tokens <= context:
+        raise UserError(
+            f"{folder} holds rows of {found.row_tokens:,} tokens; model.context = {context} needs {context + 1:,} "
+            f"(context + 1). Set model.context={found.row_tokens - 1}, or generate longer rows."
+        )
+    if _starts(split, context) < 1:
+        raise UserError(
+            f"the {split.name} split of {folder} has {tokens:,} {'bytes' if found.token_bytes == 1 else 'tokens'}; one "
+            f"window needs {context + 1:,} (context + 1). Take a larger text or a smaller model.context."
+        )
+    if vocabulary is not None and vocabulary < found.vocabulary:
+        raise UserError(
+            f"{folder} has tokens below {found.vocabulary:,}, but model.vocabulary is {vocabulary:,}: "
+            f"set model.vocabulary={found.vocabulary}"
+        )

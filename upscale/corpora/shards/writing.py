@@ -8,12 +8,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from upscale.corpora.shards import index
 from upscale.corpora.shards.index import BLOCK, PIECE_BYTES, SHARD_PIECES, Shard
 from upscale.corpora.work import parallel
 from upscale.corpora.work.spooling import Spool
 from upscale.files import replacing
+
+
+class Text(Protocol):
+    """What shards are cut from: a `Spool`, or anything else that is read like one."""
+
+    def read(self, start: int, size: int) -> bytes:
+        """The text's bytes from `start` on, `size` of them or all that are left."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ def plan(sizes: dict[str, int], shard_bytes: int) -> Iterator[Part]:
         split_start += size
 
 
-def write_shard(part: Part, *, spool: Spool, folder: Path, piece_bytes: int, shard_pieces: int) -> tuple[Part, Shard]:
+def write_shard(part: Part, *, spool: Text, folder: Path, piece_bytes: int, shard_pieces: int) -> tuple[Part, Shard]:
     """One tar file, complete or not there under its name; raises OSError."""
     path = folder / f"{part.split}-{part.number:05d}.tar"
     digest, size = hashlib.sha256(), 0
@@ -46,7 +54,7 @@ def write_shard(part: Part, *, spool: Spool, folder: Path, piece_bytes: int, sha
     return part, Shard(path.name, size, part.text_bytes, digest.hexdigest())
 
 
-def _tar(part: Part, spool: Spool, piece_bytes: int, shard_pieces: int) -> Iterator[bytes]:
+def _tar(part: Part, spool: Text, piece_bytes: int, shard_pieces: int) -> Iterator[bytes]:
     """The shard's bytes, a piece at a time; headers carry nothing of this machine, user or day."""
     for place in range(0, part.text_bytes, piece_bytes):
         text = spool.read(part.start + place, min(piece_bytes, part.text_bytes - place))

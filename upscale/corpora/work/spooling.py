@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
@@ -30,6 +30,10 @@ class Spool:
     file: Path
     offsets: array
     lengths: array
+    splits: dict[str, int] | None = None
+    """Bytes of the splits that the text is in the order of; None: it is to be cut."""
+    about: dict = field(default_factory=dict)
+    """What the index's provenance says of it."""
 
     def __post_init__(self) -> None:
         self._ends = array("q", accumulate(self.lengths))

@@ -1,0 +1,1 @@
+"""Documents of any input: files, folders, archives, tables; and the text that they become."""
