@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -76,6 +76,25 @@ def read_json_lines(path: Path) -> Iterator[dict]:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number} is not a JSON object: {line[:80]!r}")
         yield record
+
+
+def append_json_lines(path: Path, records: Iterable[dict]) -> None:
+    """Add objects to a .jsonl file, in place of half a line that a crash or a full disk left at its end.
+
+    Nobody else may add to it meanwhile. Raises OSError.
+    """
+    added = "".join(json.dumps(record) + "\n" for record in records).encode()
+    with open(path, "a+b") as file:
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        try:
+            if content[whole:]:
+                parse_json(content[whole:])
+                added = b"\n" + added
+        except ValueError:
+            file.truncate(whole)
+        file.write(added)
 
 
 class Record(pydantic.BaseModel):

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
     signals.leave_quietly()
     signals.remember_stop_requests()
+    signals.stop_with_supervisor()
 
 import math
 import os

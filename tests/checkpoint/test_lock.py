@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.forks import Forked
 from tests.pace import Deadline
 from tests.test_train import command, finish, logged, metrics, start, train, wait_for
@@ -20,6 +21,9 @@ from upscale.checkpoint import lock, manifest
 from upscale.checkpoint.writer import Writer, snapshot
 from upscale.distributed.world import World
 from upscale.errors import UserError
+from upscale.evaluation.record import EvaluationRecord
+from upscale.files import append_json_lines, read_json_lines
+from upscale.training.logger import Tracker
 
 ELSEWHERE = {"host": "n7", "process": 4711, "started": 5, "place": "another boot"}
 
@@ -198,6 +202,53 @@ def test_who_was_taken_for_dead_writes_nothing_more(tmp_path):
     (tmp_path / lock.FOLDER).rename(tmp_path / "moved")
     with pytest.raises(UserError, match="has been moved or removed"):
         found.check()
+
+
+def add_records(directory: str, name: str, count: int) -> None:
+    """As `upscale evaluate` does, as often as it can."""
+    lock.LOOK_SECONDS = 0.002
+    path = Path(directory) / "evaluations.jsonl"
+    for step in range(count):
+        with lock.alone(Path(directory), path.name):
+            append_json_lines(path, [{"step": step, "task": name}])
+    (Path(directory) / f"done-{name}").touch()
+
+
+def test_nothing_is_lost_of_a_file_that_a_training_rewrites_while_others_add_to_it(tmp_path, monkeypatch):
+    """A start and its evaluation, which rewrite evaluations.jsonl, again and again beside two that append."""
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.002)
+    others = [Forked(add_records, str(tmp_path), name, 30) for name in ("dyck", "aut")]
+    rounds = 0
+    while len(list(tmp_path.glob("done-*"))) < 2:
+        assert all(process.poll() in (None, 0) for process in others)
+        rounds += 1
+        tracker = Tracker(tiny.config(run__dir=tmp_path), tmp_path, True, step=10**6, wandb_id="")
+        tracker.evaluations([EvaluationRecord(step=7, instances=84, task="wp", bits_per_character=8.0)])
+        tracker.close()
+    assert [finish(process) for process in others] == [(0, "")] * 2
+    found = [(record["task"], record["step"]) for record in read_json_lines(tmp_path / "evaluations.jsonl")]
+    assert sorted(found) == sorted([("wp", 7), *((name, step) for name in ("dyck", "aut") for step in range(30))])
+    assert rounds > 1
+
+
+def stay(directory: str) -> None:
+    with lock.alone(Path(directory), "records"):
+        (Path(directory) / "ready").touch()
+        time.sleep(600)
+
+
+def test_who_is_alone_with_a_file_is_waited_for_but_not_for_ever(tmp_path, monkeypatch):
+    process = Forked(stay, str(tmp_path))
+    try:
+        wait_for((tmp_path / "ready").exists, process)
+        candidate = lock.Candidate(tmp_path, folder="records.lock", brief=True)
+        assert f"process {process.pid} on" in candidate.look() and isinstance(candidate.look(), str)
+        monkeypatch.setattr(lock, "SILENCE_SECONDS", 0.2)
+        with lock.alone(tmp_path, "records"):  # it lives and shows life, but no such block lasts so long
+            assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait(60)
 
 
 SQUEUE = """#!/bin/sh

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.test_train import Process, command, finish, logged, losses, metrics, 
 from upscale.checkpoint import manifest
 from upscale.distributed.watchdog import HEARTBEAT, Watchdog
 from upscale.errors import RunError
-from upscale.launch import supervisor
+from upscale.launch import signals, supervisor
 
 LONG = ["schedule.instances=720", "checkpoint.every_steps=5"]
 FSDP = "engine.name=fsdp"
@@ -99,6 +100,30 @@ def test_a_request_to_stop_reaches_the_ranks_and_is_not_restarted(tmp_path):
     assert not left_over(tmp_path)
 
 
+def test_ranks_whose_supervisor_is_killed_save_and_end(tmp_path):
+    """Nobody sees to them any more. The next start finds the directory free and goes on after the last step."""
+    process = supervised(tmp_path, FSDP, "schedule.instances=10e6")
+    wait_for(lambda: logged(tmp_path), process)
+    ranks = [Path(f"/proc/{pid}/stat") for pid in children(process)]
+    process.kill()
+    deadline = pace.Deadline(60)
+    while any(path.exists() for path in ranks):
+        assert not deadline.passed(), "a rank outlives its supervisor"
+        time.sleep(0.05)
+    assert finish(process)[0] == -signal.SIGKILL
+    assert manifest.steps(tmp_path / "checkpoints")[-1] == metrics(tmp_path)[-1]["step"]
+    assert "stopped by SIGTERM at step" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_rank_whose_supervisor_is_gone_before_it_looks_is_told_too():
+    """Process 1 started no test."""
+    code = "from upscale.launch import signals; signals.remember_stop_requests(); signals.stop_with_supervisor(); "
+    words = [sys.executable, "-c", code + "print(signals.requested)"]
+    for parent, expected in ((1, "[15]"), (os.getpid(), "[]")):
+        variables = {**os.environ, signals.SUPERVISOR: str(parent)}
+        assert subprocess.run(words, env=variables, capture_output=True, text=True).stdout.strip() == expected
+
+
 def test_a_rank_that_is_killed_when_a_stop_is_asked_for_is_told_as_a_shell_would(monkeypatch, tmp_path, capsys):
     """Not 75, for it has not saved, and not 247, which is -9 cut to a byte."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -171,6 +196,22 @@ def test_a_rank_that_shows_no_life_is_killed_and_started_again(monkeypatch, tmp_
     assert made.run() == 0
     told = capsys.readouterr().err
     assert "rank 0 has shown no life for 3 s and was killed" in told and "restart 1" in told, told
+
+
+@pytest.mark.parametrize(("others", "reason"), [
+    (1, "rank 1 ended with exit code 1; rank 0 did not answer and was killed"),
+    (None, "rank 0 has shown no life for 25 s and was killed"),
+])  # fmt: skip
+def test_a_rank_whose_peers_have_ended_is_told_by_them(monkeypatch, tmp_path, others, reason):
+    """By a clock that only waiting moves: the time that a silent rank has, 25 s, is over before its peers' 30 s are."""
+    clock = SimpleNamespace(now=0.0)
+    waiting = SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda seconds: setattr(clock, "now", clock.now + 1))
+    monkeypatch.setattr(supervisor, "time", waiting)
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 30.0)
+    made = supervisor.Supervisor([], tmp_path, 2, 3, silence_seconds=25.0)
+    made.ranks = [SimpleNamespace(poll=lambda: None), SimpleNamespace(poll=lambda: others)]
+    (tmp_path / "rank-0").touch()
+    assert made.watch([tmp_path / "rank-0", tmp_path / "rank-1"]) == (reason, 1)
 
 
 def test_a_rank_shows_life_while_its_loop_is_busy(monkeypatch, tmp_path):

@@ -10,11 +10,13 @@ import argparse
 import collections
 import json
 import platform
+import subprocess
 import time
 from pathlib import Path
 
 import torch
 
+from tests.forks import ROOT
 from tests.soak.faults import KINDS
 from tests.soak.invariants import Reference, problems
 from tests.soak.soak import ENGINES, Ground, Limits, Round, remove
@@ -33,12 +35,12 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(folder / "journal.jsonl")
+    journal, code = Journal(folder / "journal.jsonl"), commit()
     while (done := journal.faults()) < options.faults:
         number = journal.next_round()
         count = min(options.round, options.faults - done)
         limits = Limits.on_this_machine(options.ranks, ENGINES, small_disk=True)
-        live(journal, folder, f"{options.seed}/{number}", number, count, limits)
+        live(journal, folder, f"{options.seed}/{number}", number, count, limits, code)
     summary = journal.summary() | {"seed": options.seed, "faults a round": options.round, "most ranks": options.ranks}
     print(json.dumps(summary, indent=1))
     if options.to:
@@ -46,7 +48,7 @@ def main() -> int:
     return 1 if summary["problems"] else 0
 
 
-def live(journal: Journal, folder: Path, seed: str, number: int, faults: int, limits: Limits) -> None:
+def live(journal: Journal, folder: Path, seed: str, number: int, faults: int, limits: Limits, code: str) -> None:
     place, begin, steps = folder / f"round-{number}", time.monotonic(), 0
     reference = Reference(folder / "reference", limits)
     if place.exists():  # cut off with the soak itself
@@ -64,6 +66,7 @@ def live(journal: Journal, folder: Path, seed: str, number: int, faults: int, li
     journal.add(
         "round",
         round=number,
+        commit=code,
         faults=len(run.happened),
         steps=steps,
         starts=len(run.shapes),
@@ -76,6 +79,13 @@ def live(journal: Journal, folder: Path, seed: str, number: int, faults: int, li
     )
     if not found:
         remove(place)
+
+
+def commit() -> str:
+    """The commit that is checked out here, with a mark where files differ from it."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 class Journal:
@@ -113,6 +123,7 @@ class Journal:
             "versions": {"torch": torch.__version__, "deepspeed": versions()["deepspeed"]},
             "python": platform.python_version(),
             "rounds": len(rounds),
+            "commits": dict(collections.Counter(record.get("commit", "unknown") for record in rounds)),
             **{key: sum(record[key] for record in rounds) for key in sums},
             "kinds": dict(sorted(collections.Counter(record["kind"] for record in faults.values()).items())),
             "worlds": sorted({ranks for ranks, _ in shapes}),

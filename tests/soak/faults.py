@@ -45,7 +45,7 @@ def kill_while_starting(run: Round) -> None:
 
 
 def kill_the_supervisor(run: Round) -> None:
-    """Its ranks live on. A start beside them is refused, or, before they have begun, refuses them."""
+    """Its ranks save and end. A start beside them is refused, or, before they have begun, refuses them."""
     orphans = run.ranks()
     send(run.process.pid, signal.SIGKILL)
     run.killed_supervisors += 1
@@ -59,7 +59,7 @@ def kill_the_supervisor(run: Round) -> None:
         run.wait(decided, "one of two has left", running=False)
         run.settle({USER_ERROR_EXIT_CODE})
     else:
-        run.kill_everything()
+        run.wait(lambda: not run.alive(), "the orphans have ended", running=False)
         run.start()
 
 

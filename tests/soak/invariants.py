@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.soak.soak import MILESTONE_STEPS, Ground, Limits, Round
-from upscale.checkpoint import lock, manifest
+from upscale.checkpoint import layout, lock, manifest
 from upscale.files import read_json_lines
 from upscale.launch.slurm import followups
 
@@ -150,9 +150,9 @@ def of_what_is_left(run: Round) -> list[str]:
     extra = [path for path in (run.folder / "temporary").iterdir() if not path.name.startswith("torchinductor")]
     # A killed supervisor cannot remove the folder of its heartbeats.
     extra = extra[min(run.killed_supervisors, sum(path.name.startswith("upscale-") for path in extra)) :]
-    turns = list((run.directory / lock.FOLDER).iterdir())
-    if half or extra or len(turns) != 1:
-        found.append(f"files left: {[str(path) for path in [*half, *extra, *turns[1:]]]}")
+    turns = [list((run.directory / name).iterdir()) for name in (lock.FOLDER, f"{layout.EVALUATIONS}.lock")]
+    if half or extra or any(len(paths) != 1 for paths in turns):
+        found.append(f"files left: {[str(path) for path in [*half, *extra, *turns[0][1:], *turns[1][1:]]]}")
     return found
 
 

@@ -2,6 +2,8 @@
 
 A rank remembers the rows that its lanes give (a line "round lane digest"), and does what it finds in SOAK/inject: file
 `writer` crashes the thread that saves, `slow` holds a step up, and while `clock` is there time.time jumps by years.
+A round's steps become slower after the sixtieth: while the soak waits for something else, a training must not come so
+far that rounding alone grows to what the losses are allowed to differ by, which it does from step 170 on.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ from upscale import train
 from upscale.checkpoint import lock, writer
 from upscale.console import command
 from upscale.data import lanes
+from upscale.distributed import world
 from upscale.evaluation import suite
 from upscale.launch import signals, supervisor
 
 ALL_SIGNALS = set(signal.Signals)
 EVALUATED_CHARACTERS = 600
+QUICK_STEPS = 60
+SLOWER_BY_SECONDS, SLOWEST_SECONDS = 0.05, 3.0
+FAREWELL_SECONDS = 1.0
+"""How long the peers of a lost rank look who is left, on a free machine: the wait that most kills end with."""
 YEAR_SECONDS = 3e7
 
 
@@ -61,9 +68,9 @@ class Fork:
             os.kill(self.pid, number)
 
 
-def supervise(folder: str, rows: str, arguments: list[str], grace_seconds: float) -> None:
+def supervise(folder: str, rows: str, arguments: list[str], grace_seconds: float, slower: float) -> None:
     """`python -m upscale.launch.supervisor ARGUMENTS`, which gives up on no step, since faults may repeat at one."""
-    os.environ.update(SOAK=folder, SOAK_ROWS=rows, TMPDIR=f"{folder}/temporary")
+    os.environ.update(SOAK=folder, SOAK_ROWS=rows, SOAK_SLOWER=str(slower), TMPDIR=f"{folder}/temporary")
     tempfile.tempdir = None
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when the soak itself was started by nohup
     _register()
@@ -83,10 +90,12 @@ def _rank(environment: dict[str, str], arguments: list[str]) -> None:
     os.environ.update(environment)
     signals.leave_quietly()
     signals.remember_stop_requests()
+    signals.stop_with_supervisor()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL_SIGNALS)
     _register()
     _remember_rows()
     _obey(Path(os.environ["SOAK"]) / "inject")
+    world.FAREWELL_SECONDS = min(world.FAREWELL_SECONDS, FAREWELL_SECONDS * float(os.environ["SOAK_SLOWER"]))
     suite.datasets = partial(suite.datasets, characters=EVALUATED_CHARACTERS)
     command.run(train.main, arguments)
 
@@ -125,6 +134,8 @@ def _obey(orders: Path) -> None:
     def wait_and_draw(self, rows_per_lane):
         if ordered("slow"):
             time.sleep(jumps.uniform(0.2, 2))
+        beyond = int(self.rounds[0]) - QUICK_STEPS
+        time.sleep(min(SLOWEST_SECONDS, max(0.0, SLOWER_BY_SECONDS * beyond)))
         return draw(self, rows_per_lane)
 
     writer.Writer._write_part, lanes.Lanes.draw = crash_or_write, wait_and_draw

@@ -61,12 +61,13 @@ class Limits:
     small_disk: bool = False
     hang_seconds: float = HANG_SECONDS
     grace_seconds: float = GRACE_SECONDS
+    slower: float = 1.0
 
     @classmethod
     def on_this_machine(cls, most_ranks: int, engines: list[str], small_disk: bool) -> Limits:
         """With as much more time as it is slower than a free one, but no hang of many minutes."""
         slower = min(pace.measure(), MOST_PATIENT)
-        return cls(most_ranks, engines, small_disk, HANG_SECONDS * slower, GRACE_SECONDS * slower)
+        return cls(most_ranks, engines, small_disk, HANG_SECONDS * slower, GRACE_SECONDS * slower, slower)
 
 
 class Ground:
@@ -85,7 +86,7 @@ class Ground:
         words = ["--ranks", str(ranks), "--max-restarts", "100000", *settings(directory, self.limits.hang_seconds)]
         with open(self.folder / "output.txt", "a") as file:
             arguments = str(self.folder), str(self.folder / "rows"), [*words, engine, *extra]
-            return Forked(supervise, *arguments, self.limits.grace_seconds, output=file.fileno())
+            return Forked(supervise, *arguments, self.limits.grace_seconds, self.limits.slower, output=file.fileno())
 
     def output(self) -> str:
         return (self.folder / "output.txt").read_text(errors="replace")

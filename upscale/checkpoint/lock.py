@@ -5,6 +5,9 @@ that is. A turn is taken by creating the next number, which a file system grants
 Nothing is compared between clocks: a holder touches its file every few seconds, and who waits looks, by its own clock,
 whether the file changes. A holder looks before it appends or renames whether its number is still the highest, so that
 one that was stopped for long, or cut off, writes nothing more.
+
+A file that others add to while a training runs is changed under a lock of its own, of the same kind, which is held for
+moments and waited for: see `alone`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +130,8 @@ def is_over(holder: Holder, own: Holder) -> bool | None:
     """Whether a holder will write no more; None where only its silence can tell. UserError when its job lives on."""
     if holder.folder != own.folder and not holder.free:
         return None  # a copy of a run directory, most likely; some file systems number anew, so it is not certain
+    if holder.free and not holder.owned_by_job:
+        return True
     same_job = bool(holder.job) and (holder.job, holder.cluster) == (own.job, own.cluster)
     over = None if same_job else job_is_over(holder, own)
     if holder.owned_by_job and over is False:
@@ -184,12 +189,23 @@ class Lock:
 
 
 class Candidate:
-    """One process that wants the next turn: call `look` until it gives the lock."""
+    """One process that wants the next turn: call `look` until it gives the lock.
 
-    def __init__(self, directory: Path, environment: Mapping[str, str] = os.environ, for_job: bool = False):
-        self.folder = directory / FOLDER
+    A `brief` one waits for whoever has a turn, where others are refused, and for `SILENCE_SECONDS` at most.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        environment: Mapping[str, str] = os.environ,
+        for_job: bool = False,
+        folder: str = FOLDER,
+        brief: bool = False,
+    ):
+        self.folder = directory / folder
         self.own = Holder.of_this_process(environment)
         self.for_job = for_job and bool(self.own.job)
+        self.brief = brief
         self.seen: tuple[int, int] | None = None
         self.since = 0.0
 
@@ -210,10 +226,10 @@ class Candidate:
         except UserError as error:
             raise UserError(f"run directory {directory} {error}") from None
         waited = 0.0
-        if over is None:
+        if over is None or (self.brief and not over):
             if self.seen is None or self.seen[0] != number:
                 self.seen, self.since = (number, touched), time.monotonic()
-            over = False if self.seen[1] != touched else None
+            over = None if self.brief or self.seen[1] == touched else False
             waited = time.monotonic() - self.since
         if over is False:
             raise UserError(
@@ -270,3 +286,18 @@ def claim(directory: Path, environment: Mapping[str, str] = os.environ) -> None:
     while isinstance(found := candidate.look(), str):
         time.sleep(LOOK_SECONDS)
     found.release()
+
+
+@contextlib.contextmanager
+def alone(directory: Path, name: str) -> Iterator[None]:
+    """The block in which nobody else changes the file `name` of a run directory, as long as all do it in such a block.
+
+    It is for moments. Who is in one is waited for; one that was stopped in it, for `SILENCE_SECONDS`. Raises OSError.
+    """
+    candidate = Candidate(directory, folder=f"{name}.lock", brief=True)
+    while isinstance(found := candidate.look(), str):
+        time.sleep(LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        found.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from upscale.config import files as config_files
 from upscale.data.training_rows import Rows
 from upscale.distributed.world import World
 from upscale.errors import UserError
+from upscale.model.parametrization import described
+from upscale.optim.muon import MOMENTUM
 
 
 @dataclass
@@ -176,7 +178,7 @@ class Saver:
 
     def _load_engine(self, path: Path, content: dict) -> Reader:
         reader = Reader(path, content)
-        reader.load(self.engine.fragments())
+        load_states(reader, self.engine.fragments(), self.config.model.block)
         try:
             self.engine.loaded(steps_taken(content))
         except (KeyError, ValueError) as error:
@@ -184,12 +186,31 @@ class Saver:
         return reader
 
 
+def load_states(reader: Reader, fragments: Iterable[engines.Fragment], block: str) -> None:
+    """Fill every fragment of a model of such blocks as `Reader.load` does, also from checkpoints of older versions.
+
+    There a matrix that Muon left frozen has the states of AdamW and no momentum, which was zero.
+    """
+    frozen = _frozen_in_old(reader.content)
+    for fragment in fragments:
+        if MOMENTUM in fragment.tensors and described(fragment.name, block).part in frozen:
+            reader.load([fragment], ["weight"])
+            fragment.tensors[MOMENTUM].zero_()
+        else:
+            reader.load([fragment])
+
+
+def _frozen_in_old(content: dict) -> list[str]:
+    """The parts that were frozen, most likely from the start, in a checkpoint from before parts were counted."""
+    optimizer = content.get("config", {}).get("optimizer")
+    parts = optimizer.get("freeze") if isinstance(optimizer, dict) and "counts_parts" not in content else None
+    return [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
+
+
 def steps_taken(content: dict) -> dict[int | str, int]:
     """The optimizer's step counts as an engine gave them; JSON has made texts of its numbers."""
     found = {int(key) if key.isdigit() else key: steps for key, steps in content["steps_taken"].items()}
-    if "counts_parts" not in content:  # before parts were counted: one that is frozen was, most likely, from the start
-        freeze = content["config"].get("optimizer", {}).get("freeze", [])
-        found.update({f"{group}/{part}": 0 for group in list(found) for part in freeze})
+    found.update({f"{group}/{part}": 0 for group in list(found) for part in _frozen_in_old(content)})
     return found
 
 

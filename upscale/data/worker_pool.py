@@ -8,7 +8,6 @@ kernel cannot.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
@@ -26,8 +25,8 @@ import torch
 from upscale.data.lanes import owned_lanes
 from upscale.data.training_rows import SnapshotRows
 from upscale.errors import RunError
+from upscale.machine.parent import end_with_parent
 
-KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 SECONDS_TO_LEAVE = 30
 CALLS = ("draw", "origins", "state", "load_state", "take_snapshot", "snapshot")
 
@@ -159,10 +158,7 @@ def main() -> None:
     connection, rank = Connection(int(sys.argv[1])), int(sys.argv[2])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(KILL_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != rank:  # it had left before
-        return
+    end_with_parent(rank, signal.SIGKILL)
     torch.set_num_threads(1)
     rows = None
     while True:

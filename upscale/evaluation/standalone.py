@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from upscale import planning, schedule
-from upscale.checkpoint import layout
+from upscale.checkpoint import layout, lock
 from upscale.checkpoint.export import load_model
 from upscale.checkpoint.layout import EVALUATIONS
 from upscale.config import Config
@@ -18,6 +17,7 @@ from upscale.evaluation import diagnostics, suite
 from upscale.evaluation.compression import Progress
 from upscale.evaluation.dataset import Dataset
 from upscale.evaluation.record import EvaluationRecord
+from upscale.files import append_json_lines
 
 MICRO_BATCH = 64
 DIAGNOSTIC_ROWS = 16
@@ -50,8 +50,8 @@ def measure(
     place = {"step": counters["step"], "instances": counters["instances"]}
     records = [EvaluationRecord(**place, **record).as_object() for record in records]
     if world.is_main:
-        with open(run / EVALUATIONS, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        with lock.alone(run, EVALUATIONS):  # its training rewrites the file when it starts and when it evaluates
+            append_json_lines(run / EVALUATIONS, records)
     return records
 
 
@@ -72,6 +72,6 @@ def diagnose(run: Path, config: Config, datasets: Sequence[Dataset], *, step: in
     )
     record = {"step": counters["step"], "instances": counters["instances"], **found}
     if world.is_main:
-        with open(run / layout.DIAGNOSTICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with lock.alone(run, layout.DIAGNOSTICS):
+            append_json_lines(run / layout.DIAGNOSTICS, [record])
     return record

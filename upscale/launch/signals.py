@@ -4,8 +4,13 @@ import os
 import signal
 from collections.abc import Callable
 
+from upscale.machine.parent import end_with_parent
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """SIGHUP comes when the terminal closes, unless the training was started by nohup."""
+
+SUPERVISOR = "UPSCALE_SUPERVISOR"
+"""Environment variable with the number of the supervisor's process, where one started this rank."""
 
 requested: list[int] = []
 """Requests to stop a training that came before it was ready for them; it takes them up after its first step."""
@@ -26,3 +31,9 @@ def catch_stop_signals(handler: Callable) -> None:
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def stop_with_supervisor() -> None:
+    """Where a supervisor started this process, take its end, also by SIGKILL, as a request to stop."""
+    if number := os.environ.get(SUPERVISOR):
+        end_with_parent(int(number), signal.SIGTERM)

@@ -115,6 +115,7 @@ class Supervisor:
             port = probe.getsockname()[1]
         program = [*self.program, *self.training]
         shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared[signals.SUPERVISOR] = os.getpid()
         folder = tempfile.TemporaryDirectory(prefix="upscale-", ignore_cleanup_errors=True)
         heartbeats = [Path(folder.name) / f"rank-{rank}" for rank in range(count)]
         try:
@@ -140,7 +141,8 @@ class Supervisor:
                 if changed is not None and (path not in seen or seen[path][0] != changed):
                     seen[path] = changed, time.monotonic()
                 silent = path in seen and time.monotonic() - seen[path][1] > self.silence_seconds
-                if silent and self.ranks[rank].poll() is None:
+                # Once another has failed, its time to answer runs, and its peers have said more than this would.
+                if silent and deadline is None and self.ranks[rank].poll() is None:
                     reason = f"rank {rank} has shown no life for {self.silence_seconds:g} s and was killed"
                     return reason, RUN_ERROR_EXIT_CODE
             codes = [process.poll() for process in self.ranks]

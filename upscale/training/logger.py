@@ -14,11 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from upscale.checkpoint import lock
 from upscale.checkpoint.layout import EVALUATIONS, METRICS
 from upscale.config import Config
 from upscale.config.files import as_tree
 from upscale.evaluation.record import EvaluationRecord
-from upscale.files import read_json_lines, write_atomically
+from upscale.files import append_json_lines, read_json_lines, write_atomically
 from upscale.training.record import StepRecord
 
 
@@ -98,8 +99,10 @@ class Tracker:
 
     def _forget_after(self, step: int) -> None:
         """Drop records of steps that a crash undid, so that each step stands in a file once."""
-        for name in (METRICS, EVALUATIONS):
-            self._keep(name, lambda record: record["step"] <= step)
+        self._keep(METRICS, lambda record: record["step"] <= step)
+        if (self.directory / EVALUATIONS).exists():
+            with lock.alone(self.directory, EVALUATIONS):
+                self._keep(EVALUATIONS, lambda record: record["step"] <= step)
 
     def _keep(self, name: str, wanted: Callable[[dict], bool]) -> None:
         """Leave only the wanted records in a file."""
@@ -134,7 +137,9 @@ class Tracker:
         if not self.is_main:
             return
         fields = record.as_object()
-        self._append(METRICS, fields)
+        self.check()
+        with open(self.directory / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(fields) + "\n")
         text = record.console_line(self.config.schedule.instances, self.config.run.steps)
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=self.log_file, flush=True)
         self.terminal.update(record.instances, text)
@@ -146,9 +151,11 @@ class Tracker:
         if not self.is_main:
             return
         new = {(record.step, record.task, record.split) for record in records}
-        self._keep(EVALUATIONS, lambda old: (old["step"], old["task"], old["split"]) not in new)
+        with lock.alone(self.directory, EVALUATIONS):  # `upscale evaluate` may add to it meanwhile
+            self._keep(EVALUATIONS, lambda old: (old["step"], old["task"], old.get("split")) not in new)
+            self.check()
+            append_json_lines(self.directory / EVALUATIONS, [record.as_object() for record in records])
         for record in records:
-            self._append(EVALUATIONS, record.as_object())
             if self.wandb and record.bits_per_character is not None:
                 self.wandb.log({f"bits_per_character/{record.task}": record.bits_per_character}, step=record.step)
 
@@ -162,11 +169,6 @@ class Tracker:
             folder = self.directory / "samples"
             folder.mkdir(exist_ok=True)
             write_atomically(folder / f"step-{step:08d}.txt", ("\n".join(lines) + "\n").encode())
-
-    def _append(self, name: str, record: dict) -> None:
-        self.check()
-        with open(self.directory / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
         if self.is_main:
