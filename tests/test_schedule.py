@@ -47,6 +47,26 @@ def test_without_waking_every_block_is_active_from_the_start():
     assert schedule.learning_rate_factor(10**9, config.schedule) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("decay", "factors"),
+    [
+        ("{shape: linear, to: 0.0}", {1: 0.01, 100: 1.0, 550: 0.5, 775: 0.25, 1000: 0.0, 2000: 0.0}),
+        # a third of the way down the cosine: (1 + cos(60 degrees)) / 2 = 0.75 of what is above the end
+        ("{shape: cosine, to: 0.2}", {100: 1.0, 400: 0.2 + 0.8 * 0.75, 550: 0.6, 700: 0.4, 1000: 0.2}),
+        ("{shape: linear, to: 0.5, over: 100}", {50: 0.5, 100: 1.0, 900: 1.0, 950: 0.75, 1000: 0.5}),
+    ],
+)
+def test_a_schedule_ends(decay, factors):
+    """After a warm-up of 100 instances, at 1000; beside a rate that halves, both factors count."""
+    words = ["schedule.warmup=100", "schedule.instances=1000", f"schedule.decay={decay}"]
+    ends = config_files.load(None, [*words, "schedule.halve_every=0"]).schedule
+    halves = config_files.load(None, [*words, "schedule.halve_every=450"]).schedule
+    for instances, factor in factors.items():
+        assert schedule.learning_rate_factor(instances, ends) == pytest.approx(factor), instances
+        halved = 0.5 ** (max(0, instances - 100) / 450)
+        assert schedule.learning_rate_factor(instances, halves) == pytest.approx(factor * halved), instances
+
+
 def test_wake_groups_of_blocks():
     groups = [parametrization.wake_group(block, CONFIG.model) for block in range(34)]
     assert groups == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8 + [4] * 2

@@ -7,20 +7,34 @@ from __future__ import annotations
 
 import math
 
-from upscale.config import ModelConfig, ScheduleConfig
+from upscale.config import AUTO, ModelConfig, ScheduleConfig
 from upscale.config.schema import rows_per_lane
 
 
 def learning_rate_factor(instances: int, schedule: ScheduleConfig) -> float:
-    """The factor on every group's base learning rate: linear warm-up, then halving every `halve_every` instances.
+    """The factor on every group's base learning rate: linear warm-up, then halving every `halve_every` instances, and
+    with `decay` a fall towards the end of the schedule.
 
     The warm-up counts the batch about to be trained as seen at least in part, so that the first step is not at zero:
     the factor of an empty counter is that of one instance.
     """
     warm = min(1.0, max(instances, 1) / schedule.warmup) if schedule.warmup else 1.0
+    factor = warm * decay_factor(instances, schedule)
     if not schedule.halve_every:
-        return warm
-    return warm * 0.5 ** (max(0, instances - schedule.warmup) / schedule.halve_every)
+        return factor
+    return factor * 0.5 ** (max(0, instances - schedule.warmup) / schedule.halve_every)
+
+
+def decay_factor(instances: int, schedule: ScheduleConfig) -> float:
+    """The factor of `schedule.decay`: 1 until it begins, its `to` from `schedule.instances` on."""
+    decay = schedule.decay
+    if decay is None:
+        return 1.0
+    over = schedule.instances - schedule.warmup if decay.over == AUTO else decay.over
+    left = min(1.0, max(0.0, (schedule.instances - instances) / over))
+    if decay.shape == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return decay.to + (1 - decay.to) * left
 
 
 def batch_size(instances: int, schedule: ScheduleConfig, lanes: int) -> int:

@@ -61,7 +61,7 @@ def test_mistakes_of_form_come_all_at_once_with_the_nearest_key(tmp_path):
     }
     text = problems(tmp_path, **changes)
     assert text.startswith(f"6 problems in the study {tmp_path / 'study.yaml'}:")
-    assert "stages.first.confg: unknown key; did you mean config? allowed: config, set, reinitialize, slurm" in text
+    assert "first.confg: unknown key; did you mean config? allowed: config, set, reinitialize, rows, like" in text
     assert "arms.whole[0].reinit: unknown key; did you mean reinitialize? allowed: stage, reinitialize" in text
     assert "arms.whole[1].reinitialize[0]: input should be 'embeddings', 'head'" in text and "given 'heads'" in text
     assert "stages.first.set.modelwidth: not a name" in text

@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # commands that only look at files start without torch
 # What a checkpoint's weights and lanes depend on. Everything else may change from one start to the next; that corpora
 # are still the same is checked by their content (data.py), since folders move.
 FIXED_KEYS = {
-    "run": ("seed",),
+    "run": ("seed", "seeds"),
     "model": ("block", "width", "depth", "heads", "context", "vocabulary", "plain_blocks", "group_blocks", "qk_norm"),
     "mup": ("base_width", "enabled"),
     "optimizer": ("kind",),
-    "data": ("kind", "lanes", "draw", "enrich", "buffer", "reset", "iterate", "sources"),
-    "init": ("from", "step", "reinitialize"),
+    "data": ("kind", "lanes", "draw", "enrich", "buffer", "reset", "iterate", "control", "sources"),
+    "init": ("from", "step", "reinitialize", "rows", "mix", "control"),
 }
 
 

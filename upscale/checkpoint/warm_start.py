@@ -1,25 +1,27 @@
 """Weights to begin with that another run has trained: from its checkpoints, or from an exported file.
 
 Only weights are taken: moments, lanes and counters start anew. Whether the weights fit is decided from the two configs,
-before a model is built.
+before a model is built. What is made of them first is in transplant.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from upscale import engines, schedule
-from upscale.checkpoint import export, layout, manifest, run_directory
+from upscale.checkpoint import export, layout, manifest, run_directory, transplant
 from upscale.checkpoint.reader import Reader
-from upscale.config import Config
+from upscale.config import Config, InitConfig
+from upscale.config.finetuning import Part
 from upscale.distributed.world import World
 from upscale.engines import Engine, Fragment
 from upscale.errors import UserError
+from upscale.model import blocks
 from upscale.model.parametrization import part_of
 
 # What the weights mean depends on these; a difference is allowed when the parts it touches are reinitialized.
@@ -41,11 +43,13 @@ class Initialization:
     """What `init.from` names, checked against the config that wants it.
 
     Raises UserError when it is no run and no exported file, when its model is another one, when it has no checkpoint
-    (a run that has just begun), or when the schedule would put blocks to sleep that it has trained.
+    (a run that has just begun), or when the schedule would put blocks to sleep that it has trained. `others` are the
+    same for each part that `init.mix` takes from elsewhere.
     """
 
     def __init__(self, config: Config):
         assert config.init.from_ is not None
+        self.config = config
         self.settings, self.path = config.init, Path(config.init.from_)
         self.is_file = self.path.is_file()
         if self.is_file:
@@ -64,6 +68,12 @@ class Initialization:
             self.source = run_directory.read_config(self.path).resolved()
         if problems := mismatches(self.source, config):
             raise UserError(f"the weights of init.from = {self.path} do not fit this config:\n" + "\n".join(problems))
+        self.others: dict[str, Initialization] = {}
+        for part, alone in mixed(config).items():
+            try:
+                self.others[part] = Initialization(alone)
+            except UserError as error:
+                raise UserError(f"init.mix.{part}: {error}") from None
 
     def _check_directory(self, own: Path) -> None:
         if not self.path.is_dir():
@@ -90,24 +100,35 @@ class Initialization:
 
     def load(self, config: Config, engine: Engine, world: World) -> list[str]:
         """Fill the engine's weights, the reinitialized parts with random ones; returns what the user should be told."""
-        parts: dict[bool, list[Fragment]] = {True: [], False: []}
+        parts: dict[str, list[Fragment]] = {}
         for fragment in engine.fragments():
-            fresh = part_of(fragment.name, config.model.block) in self.settings.reinitialize
-            parts[fresh].append(fragment)
-        chosen = parts[False]
+            parts.setdefault(part_of(fragment.name, config.model.block), []).append(fragment)
+        fresh = [fragment for part in self.settings.reinitialize for fragment in parts.pop(part, [])]
+        notes = []
+        for part, other in self.others.items():
+            notes += [f"{part}: {note}" for note in other._take(parts.pop(part, []), world)]
+        notes += self._take([fragment for fragments in parts.values() for fragment in fragments], world)
+        engines.initialize(config, fresh)
+        engine.loaded(None)
+        if self.settings.reinitialize:
+            notes[-1] += f"; fresh: {', '.join(self.settings.reinitialize)}"
+        return notes
+
+    def _take(self, chosen: list[Fragment], world: World) -> list[str]:
+        """Fill these fragments; returns what the user should be told, the source last."""
+        change = transplant.Change(self.source, self.config)
         if self.is_file:
             place, instances = f"{self.path} (step {self.metadata['step']})", int(self.metadata["instances"])
-            self._check_awake(config, instances)
-            _load_file(self.path, chosen)
+            self._check_awake(instances)
+            change.fill(chosen, lambda fragments: _load_file(self.path, fragments))
             notes: list[str] = []
         else:
-            place, instances, notes = self._load_checkpoint(config, chosen, world)
-        engines.initialize(config, parts[True])
-        engine.loaded(None)
-        drawn = ", ".join(self.settings.reinitialize)
-        return [*notes, f"weights taken from {place}, {instances:,} instances" + (f"; fresh: {drawn}" if drawn else "")]
+            place, instances, notes = self._load_checkpoint(change, chosen, world)
+        return [*notes, f"weights taken from {place}, {instances:,} instances{change.told}"]
 
-    def _load_checkpoint(self, config: Config, chosen: list[Fragment], world: World) -> tuple[str, int, list[str]]:
+    def _load_checkpoint(
+        self, change: transplant.Change, chosen: list[Fragment], world: World
+    ) -> tuple[str, int, list[str]]:
         folder, notes = self.path / layout.CHECKPOINTS, []
         try:
             if self.settings.step == "newest":
@@ -118,8 +139,9 @@ class Initialization:
                 path = manifest.step_folder(folder, self.settings.step)
                 found = path, manifest.verify(path, world)
             counters = found[1]["counters"]
-            self._check_awake(config, counters["instances"])
-            Reader(*found).load(chosen, ("weight",))
+            self._check_awake(counters["instances"])
+            reader = Reader(*found)
+            change.fill(chosen, lambda fragments: reader.load(fragments, ("weight",)))
         except manifest.InvalidCheckpoint as error:
             raise UserError(f"init.from: {error}") from None
         planned = self.source.schedule.instances
@@ -131,9 +153,9 @@ class Initialization:
             )
         return str(found[0]), counters["instances"], notes
 
-    def _check_awake(self, config: Config, instances: int) -> None:
+    def _check_awake(self, instances: int) -> None:
         """A trained block that slept at first would be left out of the model, and come back long after."""
-        if problem := sleepers(self.source, instances, config):
+        if problem := sleepers(self.source, instances, self.config):
             raise UserError(f"{self.path}: {problem}")
 
 
@@ -157,15 +179,36 @@ def sleepers(source: Config, instances: int, config: Config) -> str | None:
 
 def mismatches(source: Config, config: Config) -> list[str]:
     """One line for each key by which the source's weights do not fit, with what would make them fit."""
-    found = []
+    found: list[str] = []
+    init, learned = config.init, blocks.KINDS[config.model.block].learned_positions
+    rules = {"embeddings": init.rows.embeddings, "head": init.rows.head}
     for key, parts in MUST_MATCH.items():
         there, here = _setting(source, key), _setting(config, key)
-        if there == here or (parts and parts <= set(config.init.reinitialize)):
+        settled: set[str] = {*init.reinitialize, *init.mix}
+        if key == "model.vocabulary":
+            settled |= {part for part, rule in rules.items() if rule != "carried"}
+        if key == "model.context" and (not learned or (init.rows.positions == "first" and there >= here)):
+            settled.add("embeddings")
+        if there == here or (parts and parts <= settled):
             continue
         ways = f"set {key}={str(there).lower()}"
         if parts:
             ways += f", or init.reinitialize=[{', '.join(sorted(parts))}]"
+        if key == "model.vocabulary":
+            ways += ", or init.rows={embeddings: matched, head: matched}"
+        if key == "model.context" and there > here:
+            ways += ", or init.rows.positions=first"
         found.append(f"  {key}: there {there}, here {here}: {ways}")
+    return found
+
+
+def mixed(config: Config) -> dict[str, Config]:
+    """For each part of `init.mix`, the config of a run that takes this part alone from its run or file."""
+    found: dict[str, Config] = {}
+    for part, path in config.init.mix.items():
+        others = [other for other in get_args(Part) if other != part]
+        own = InitConfig(from_=path, reinitialize=others, rows=config.init.rows, control=config.init.control)
+        found[part] = config.model_copy(update={"init": own})
     return found
 
 

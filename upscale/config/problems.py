@@ -6,7 +6,7 @@ import difflib
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -56,7 +56,7 @@ def _described(model: Any, detail: Mapping[str, Any]) -> tuple[str, str]:
         if isinstance(part, int):
             key, owner = f"{key}[{part}]", _member(owner)
         elif location[place + 1 :] == ("[key]",):
-            return _joined(key, part), f"not a name; it must be {_form_of_names(owner)}"
+            return _joined(key, part), _not_a_key(part, owner)
         elif part in keys(owner):
             key, owner = _joined(key, part), keys(owner)[part]
         elif variant := _variant(owner, part):
@@ -100,10 +100,13 @@ def _member(annotation: Any) -> Any:
     return inner[-1] if inner else annotation
 
 
-def _form_of_names(annotation: Any) -> str:
-    """What the keys of a mapping must look like: the description of their type."""
+def _not_a_key(key: str, annotation: Any) -> str:
+    """The sentence for a key that a mapping does not take: from the names it allows, or its keys' description."""
     names = typing.get_args(_bare(annotation))[0]
-    return next(field.description for field in typing.get_args(names)[1:] if getattr(field, "description", None))
+    if typing.get_origin(names) is Literal:
+        return f"unknown key; {nearest(key, typing.get_args(names))}"
+    described = (getattr(field, "description", None) for field in typing.get_args(names)[1:])
+    return f"not a name; it must be {next(filter(None, described))}"
 
 
 def _variant(owner: Any, tag: object) -> type[pydantic.BaseModel] | None:

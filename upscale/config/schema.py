@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from upscale import optim
-from upscale.config.finetuning import CorpusConfig, Part, problems_of_fine_tuning
+from upscale.config.finetuning import CorpusConfig, InitConfig, Part, problems_of_fine_tuning
+from upscale.config.protocols import Control, ScheduleConfig, SeedsConfig, problems_of_protocols
 from upscale.model import blocks
 from upscale.optim.muon import MuonSettings
 from upscale.settings import AUTO, Auto, Count, CountOrZero, NotNegative, Positive, Section, Share, integral
@@ -36,6 +37,8 @@ class RunConfig(Section):
     """Run directory; auto: runs/NAME below the current folder."""
     seed: CountOrZero = 0
     """Seed of everything random: weights, lanes, dropout."""
+    seeds: SeedsConfig = SeedsConfig()
+    """Seeds of single things that are random, where they must differ from `seed`."""
     steps: Count | None = None
     """Stop after so many steps in all, whatever the schedule says; null: at schedule.instances."""
     resume: Literal["auto", "never", "must"] = "auto"
@@ -122,29 +125,6 @@ class OptimizerConfig(Section):
     """What to do about a loss far above the recent ones; null: nothing."""
 
 
-class BatchConfig(Section):
-    start: Count = 16
-    """Rows in a global batch at first; rounded up to a multiple of data.lanes."""
-    end: Count = 500
-    """Rows in a global batch from `to` on."""
-    from_: Annotated[CountOrZero, Field(alias="from")] = 500_000
-    """Instances at which the batch starts to grow."""
-    to: CountOrZero = 1_000_000
-    """Instances at which it has grown."""
-
-
-class ScheduleConfig(Section):
-    instances: Count = 20_000_000
-    """Rows to train on in all."""
-    warmup: CountOrZero = 1_600_000
-    """Instances of linear learning-rate warm-up."""
-    halve_every: CountOrZero = 10_000_000
-    """Instances in which the learning rate halves after the warm-up; 0: constant."""
-    wake_every: CountOrZero = 10_000
-    """Instances between the wakings of two groups of blocks; 0: all awake from the start."""
-    batch: BatchConfig = BatchConfig()
-
-
 class ResetConfig(Section):
     constant: Share = 0.145
     """Share of the enriched rows that becomes constant rows (20 of 138 in the paper)."""
@@ -170,6 +150,10 @@ class DataConfig(Section):
     reset: ResetConfig = ResetConfig()
     iterate: bool = True
     """False: programs read fresh random rows instead of the buffer (the paper's noit)."""
+    control: Control = "none"
+    """Synthetic rows only: none: as they were written; shuffled: each training row's tokens in random order; pairs:
+    each a random row that is as likely to have two tokens side by side as the row that was written. What is in the
+    buffer stays as it was, and so does which places are targets. They tell structure from statistics."""
     sources: Annotated[list[AnySource], Field(min_length=1)] = [KINDS["lstm"].model_validate({"kind": "lstm"})]
     first_target: Count = 1
     """Place of the first token of a row that is a target: a frame's tokens leave out an automaton's first frame."""
@@ -269,15 +253,6 @@ class TrackingConfig(Section):
     directory; null: none. It slows those steps down and changes nothing that they compute."""
 
 
-class InitConfig(Section):
-    from_: Annotated[str | None, Field(alias="from", min_length=1)] = None
-    """A run directory, or a file of `upscale export`, to take the weights from; null: random weights."""
-    step: Count | Literal["newest"] = "newest"
-    """Which of that run's checkpoints; a milestone is kept for ever."""
-    reinitialize: list[Part] = []
-    """Parts that start from random weights (of this run's seed) all the same."""
-
-
 class Config(Section):
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -290,6 +265,11 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     init: InitConfig = InitConfig()
+
+    def seed(self, what: Literal["weights", "rows", "order"]) -> int:
+        """The seed of one of the things that are random: `run.seeds`, or `run.seed` where that is null."""
+        own = getattr(self.run.seeds, what)
+        return self.run.seed if own is None else own
 
     def resolved(self) -> Config:
         """The same config with every `auto` replaced that does not depend on the machine."""
@@ -360,12 +340,6 @@ def problems_between_sections(sections: dict[str, Any]) -> list[tuple[str, str]]
                     f"auto gives {depth_of(model)} blocks at width {model.width}; give a depth of at least 1",
                 )
             )
-    if schedule:
-        batch = schedule.batch
-        if batch.to < batch.from_:
-            found.append(("schedule.batch.to", f"{batch.to} is before schedule.batch.from = {batch.from_}"))
-        if batch.end < batch.start:
-            found.append(("schedule.batch.end", f"{batch.end} is below schedule.batch.start = {batch.start}"))
     if checkpoint and optimizer and optimizer.spike and optimizer.spike.action == "rollback":
         message = "rollback needs checkpoints during the run: set checkpoint.every or checkpoint.every_steps"
         regular = checkpoint.every or checkpoint.every_steps or checkpoint.milestones
@@ -402,7 +376,7 @@ def problems_between_sections(sections: dict[str, Any]) -> list[tuple[str, str]]
     if run and run.steps and tracking and tracking.profile and tracking.profile.start > run.steps:
         message = f"{tracking.profile.start} is after the last step, run.steps = {run.steps}: nothing would be profiled"
         found.append(("tracking.profile.start", message))
-    found += problems_of_fine_tuning(sections)
+    found += problems_of_fine_tuning(sections) + problems_of_protocols(sections)
     if run and run.dir != AUTO and not run.dir.strip():
         found.append(("run.dir", "is empty; give a folder or auto"))
     return found

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from upscale.config import Config, buffer_rows, enriched_rows
+from upscale.config.protocols import Control
+from upscale.data.controls import controlled
 from upscale.randomness.streams import Purpose, Stream
 from upscale.sources import Source
 from upscale.sources.tokens import check_vocabulary, ids, token_dtype
@@ -41,7 +43,8 @@ class Lanes:
     `sources` are (source, weight) pairs, of which each round of a lane draws one. With `iterate` off, sources read
     fresh constant and noise rows instead of the buffer's (the paper's LSTM-noit); buffer_rows = enrich_rows gives its
     LSTM-nobuf. Rows are (context + 1) tokens, uint8, or int16 for a vocabulary above 256 or `masked` sources, some of
-    whose tokens are no targets.
+    whose tokens are no targets. `order_seed` (None: `seed`) draws which rows of a buffer are trained on, and `control`
+    is what `data.control` makes of them.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Lanes:
         sources: Sequence[tuple[Source, float]],
         iterate: bool = True,
         masked: bool = False,
+        order_seed: int | None = None,
+        control: Control = "none",
         device: torch.device | str = "cpu",
     ) -> None:
         _check(len(lanes) > 0, f"lanes is {list(lanes)}", "at least one lane a rank")
@@ -80,7 +85,7 @@ class Lanes:
                 f"at most a row's ({context + 1})",
             )
         _check(sum(weight for _, weight in sources) > 0, "the sources' weights sum to 0", "a positive sum")
-        self.seed = seed
+        self.seed, self.order_seed, self.control = seed, seed if order_seed is None else order_seed, control
         self.lanes = tuple(lanes)
         self.length = context + 1
         self.vocabulary = vocabulary
@@ -154,10 +159,11 @@ class Lanes:
             origins[places] = number
         lanes = self._places[:, None]
         self.buffers[lanes, picked], self._origins[lanes, picked] = self._with_resets(stream, written, origins)
+        order = Stream(self.order_seed, self.lanes, self.rounds, self.device)
         self.rounds += 1
-        chosen = stream.choice(Purpose.TRAIN, self.buffer_rows, count)
+        chosen = order.choice(Purpose.TRAIN, self.buffer_rows, count)
         self._drawn.append(self._origins[lanes, chosen])
-        return self.buffers[lanes, chosen]
+        return controlled(self.control, self.buffers[lanes, chosen], order)
 
     def _writers(self) -> Iterator[tuple[int, Source, torch.Tensor]]:
         """Each source's number and itself, with the places of the lanes for which it writes this round.
@@ -238,7 +244,8 @@ def from_config(config: Config, lanes: Sequence[int], device: torch.device | str
     """The given lanes of a resolved config."""
     data = config.data
     return Lanes(
-        seed=config.run.seed,
+        seed=config.seed("rows"),
+        order_seed=config.seed("order"),
         lanes=lanes,
         context=config.model.context,
         vocabulary=config.model.vocabulary,
@@ -250,5 +257,6 @@ def from_config(config: Config, lanes: Sequence[int], device: torch.device | str
         sources=[(source.build(config.model.vocabulary), source.weight) for source in data.sources],
         iterate=data.iterate,
         masked=data.masked,
+        control=data.control,
         device=device,
     )

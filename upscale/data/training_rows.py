@@ -129,7 +129,7 @@ def open_rows(config: Config) -> Callable[[Sequence[int], torch.device | str], R
         weights=[corpus.weight for corpus in data.corpora],
         split=data.split,
         context=config.model.context,
-        seed=config.run.seed,
+        seed=config.seed("order"),
         vocabulary=config.model.vocabulary,
     )
     return functools.partial(CorpusLanes, windows, _digest(data), data.lanes)

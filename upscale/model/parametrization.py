@@ -98,7 +98,7 @@ def output_multiplier(model: ModelConfig, mup: MupConfig) -> float:
 
 
 def build(config: Config, device: torch.device | str = "cpu") -> Transformer:
-    """The model of a resolved config, initialised from `run.seed` alone.
+    """The model of a resolved config, initialised from its seed of weights alone.
 
     On the meta device it has only shapes, to count, or for an engine to give memory to.
     """
@@ -126,7 +126,7 @@ def initialize(out: torch.Tensor, name: str, shape: torch.Size, config: Config, 
     if not chosen.standard_deviation:
         out.fill_(chosen.mean)
         return
-    weights.draw_normal(out, config.run.seed, name, math.prod(shape), offset)
+    weights.draw_normal(out, config.seed("weights"), name, math.prod(shape), offset)
     out.mul_(chosen.standard_deviation).add_(chosen.mean)
 
 

@@ -21,10 +21,10 @@ from upscale.files import reads_as_itself
 from upscale.study.schema import Metric
 
 # The study decides these, so that members fit together.
-OWN_KEYS = ("run.name", "run.dir", "run.seed", "run.resume", "init.from", "init.step", "init.reinitialize")
+OWN_KEYS = ("run.name", "run.dir", "run.seed", "run.resume", "init.from", "init.step", "init.reinitialize", "init.mix")
 # A member that has begun must still be of the same experiment; that corpora are the same is checked by their content.
 FIXED_SECTIONS = ("model", "mup", "optimizer", "schedule", "data", "init", "run.seed", "run.steps", "evaluation.slices")
-MOVABLE_KEYS = ("data.corpora", "data.ahead", "data.workers", "init.from")
+MOVABLE_KEYS = ("data.corpora", "data.ahead", "data.workers", "init.from", "init.mix")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Member:
     """The job script that trains it on Slurm."""
     slurm: tuple[str, ...]
     """Options of `sbatch` for its job."""
+    beside: tuple[Member, ...] = ()
+    """Others of whose weights it takes a part."""
+
+    @property
+    def needs(self) -> list[Member]:
+        """Those that must have finished before it begins."""
+        return [*([self.before] if self.before else []), *self.beside]
 
     @property
     def directory(self) -> Path:
@@ -140,13 +147,13 @@ def problems_of_files(config: Config, metrics: Sequence[Metric] = ()) -> Iterato
 
 def changes(member: Member, growing: bool) -> Iterator[str]:
     """A member that has begun with other settings: its results would be of neither. One that is `growing` may be given
-    more rows than it had."""
+    more rows than it had, unless its rate was on the way to the end of its schedule."""
     saved = member.directory / layout.CONFIG
     if not saved.is_file() or not member.seen():
         return
     old = config_files.as_tree(run_directory.read_config(member.directory).resolved())
     different = run_directory.changes(old, config_files.as_tree(member.config))
-    if growing and member.config.schedule.instances > old["schedule"]["instances"]:
+    if growing and not member.config.schedule.decay and member.config.schedule.instances > old["schedule"]["instances"]:
         different.pop("schedule.instances", None)
     found = [
         f"{key} = {was!r}, now {now!r}"

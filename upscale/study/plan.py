@@ -34,7 +34,8 @@ class Plan:
         found: dict[str, Member] = {}
         for (arm, _), chain in self.chains.items():
             if arms is None or arm in arms:
-                found.update({member.name: member for member in chain})
+                for member in chain:
+                    found.update({one.name: one for one in (*member.beside, member)})
         return list(found.values())
 
     def chain_before(self, arm: str, stage: str) -> list[Member]:
@@ -42,8 +43,15 @@ class Plan:
         chain = self.chains[arm, self.study.seeds[0]]
         return chain[: [member.stage for member in chain].index(stage)]
 
+    def all_before(self, arm: str, stage: str) -> list[Member]:
+        """The same with those of whose weights the arm takes a part."""
+        chain = self.chains[arm, self.study.seeds[0]]
+        so_far = chain[: [member.stage for member in chain].index(stage) + 1]
+        beside = {one.name: one for member in so_far for one in member.beside}
+        return [*so_far[:-1], *(one for name, one in beside.items() if name not in {m.name for m in so_far})]
+
     def tokens_before(self, arm: str, stage: str) -> int:
-        return sum(member.tokens for member in self.chain_before(arm, stage))
+        return sum(member.tokens for member in self.all_before(arm, stage))
 
     def arms_with(self, stage: str) -> list[str]:
         return [arm for arm, steps in self.study.arms.items() if stage in [step.stage for step in steps]]
@@ -90,13 +98,18 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str],
     for step in steps:
         stage, before = study.stages[step.stage], chain[-1] if chain else None
         fresh = stage.reinitialize if step.reinitialize is None else step.reinitialize
-        labels.append("-".join([step.stage, *(fresh if fresh != stage.reinitialize else [])]))
+        rows = stage.rows if step.rows is None else step.rows
+        labels.append("-".join([step.stage, *(fresh if fresh != stage.reinitialize else []), *_words(step)]))
         if step.reinitialize == [] and stage.reinitialize:
             labels[-1] += "-whole"
         name = f"{'.'.join(labels)}-{seed}"
-        own = {"run.name": name, "run.dir": str(folder / name), "run.seed": seed_of(step.stage, seed)}
+        own = {"run.name": name, "run.dir": str(folder / name), "run.seed": seed_of(stage.like or step.stage, seed)}
+        others = {part: _chain(study, [Step(stage=of)], seed, overrides, folder)[0] for part, of in step.mix.items()}
         if before:
             own |= {"init.from": str(before.directory), "init.reinitialize": fresh}
+            own |= {f"init.rows.{key}": rule for key, rule in rows.model_dump().items() if rule != "carried"}
+            own |= {"init.control": step.control} if step.control != "none" else {}
+            own |= {"init.mix": {part: str(other.directory) for part, other in others.items()}} if others else {}
         every = [*typed(study.set | stage.set), *overrides, *typed(own)]
         try:
             config = config_files.load(stage.config, every).resolved()
@@ -105,9 +118,20 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str],
         except UserError as error:
             raise _StageError([f"stage {step.stage}: {error}"]) from None
         options = (*study.slurm.options, *stage.slurm)
-        member = Member(name, step.stage, seed, stage.config, tuple(every), config, before, study.slurm.script, options)
-        chain.append(member)
+        script, beside = study.slurm.script, tuple({one.name: one for one in others.values()}.values())
+        chain.append(
+            Member(name, step.stage, seed, stage.config, tuple(every), config, before, script, options, beside)
+        )
     return chain
+
+
+def _words(step: Step) -> list[str]:
+    """What tells a step's run directory from that of another arm whose weights begin in another way."""
+    rows = step.rows.model_dump() if step.rows is not None else {}
+    found = [f"{part}_{rule}" for part, rule in rows.items() if rule != "carried"]
+    found += ["carried"] if step.rows is not None and not found else []
+    found += [step.control] if step.control != "none" else []
+    return found + [f"{part}_of_{stage}" for part, stage in step.mix.items()]
 
 
 def _problems_of_members(plan: Plan) -> Iterator[str]:
@@ -120,13 +144,19 @@ def _problems_of_members(plan: Plan) -> Iterator[str]:
     ]
     yield from problems or _problems_of_held_out_texts(plan, configs)
     for member in plan.members():
-        if member.before:
-            source, instances = member.before.config, member.before.instances
-            found = [text.strip() for text in warm_start.mismatches(source, member.config)]
-            found += filter(None, [warm_start.sleepers(source, instances, member.config)])
+        sources = [(member.before, member.config)] if member.before else []
+        alone = warm_start.mixed(member.config)
+        sources += [(one, alone[part]) for one in member.beside for part in _parts_of(one, member)]
+        for source, config in sources:
+            found = [text.strip() for text in warm_start.mismatches(source.config, config)]
+            found += filter(None, [warm_start.sleepers(source.config, source.instances, config)])
             for problem in found:
-                yield f"stage {member.stage} after {member.before.stage}: {problem}"
+                yield f"stage {member.stage} after {source.stage}: {problem}"
         yield from changes(member, growing=False)
+
+
+def _parts_of(source: Member, member: Member) -> list[str]:
+    return [part for part, path in member.config.init.mix.items() if path == str(source.directory)]
 
 
 def _problems_of_held_out_texts(plan: Plan, configs: dict[str, Config]) -> Iterator[str]:
@@ -135,14 +165,23 @@ def _problems_of_held_out_texts(plan: Plan, configs: dict[str, Config]) -> Itera
         if metric.task not in TEXTS:
             continue
         text = TEXTS[metric.task].load(data_dir=configs[metric.stage].evaluation.data_dir)
-        earlier = [m.stage for arm in plan.arms_with(metric.stage) for m in plan.chain_before(arm, metric.stage)]
+        earlier = [m.stage for arm in plan.arms_with(metric.stage) for m in plan.all_before(arm, metric.stage)]
         for stage in dict.fromkeys([metric.stage, *earlier]):
             for warning in overlap.overlaps(configs[stage], [text]):
                 yield f"stage {stage}: {warning.removeprefix('WARNING: ')}"
 
 
 def _problems_of_budgets(plan: Plan) -> Iterator[str]:
-    """Arms may differ only by stages of equally many tokens, or by having none, as training from scratch."""
+    """Arms may differ only by stages of equally many tokens, or by having none, as training from scratch.
+
+    Where weights of two stages are mixed, each part of them has been trained on so many.
+    """
+    if wanted := plan.study.substitute:
+        arm = plan.arms_with(wanted.stage)[0]
+        whole = plan.chains[arm, plan.study.seeds[0]][-1].instances
+        for rows in wanted.instances:
+            if rows >= whole:
+                yield f"substitute.instances: {rows} is not below the {whole:,} of the whole stage {wanted.stage}"
     if plan.study.budget == "any":
         return
     for metric in plan.study.compare:

@@ -17,6 +17,8 @@ from upscale.console.text import aligned_table
 from upscale.errors import UserError
 from upscale.files import write_atomically
 from upscale.report.runs import Run, read_runs, value
+from upscale.study import efficiency
+from upscale.study.page import plain
 from upscale.study.plan import Plan
 from upscale.study.results import Result, Spread
 
@@ -50,8 +52,15 @@ def write(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> str:
         write_atomically(page, (markdown(plan, results, words) + reading(page)).encode())
     except OSError as error:
         raise UserError(f"the results cannot be written to {plan.to}: {error.strerror or error}; choose --to") from None
-    tables = "\n\n".join(f"{heading(result)}\n{aligned_table(HEADS, rows(plan, result)[1:])}" for result in results)
-    return f"{tables}\n\n{NOTE}\nwritten: {stem}.md, .json, .png"
+    tables = [f"{heading(result)}\n{aligned_table(HEADS, rows(plan, result)[1:])}" for result in results]
+    tables.append(NOTE)
+    for result in results:
+        if found := efficiency.collect(plan, result):
+            lines = efficiency.rows(plan, result, found)[1:]
+            title = f"what the stages before are worth: {heading(result)}"
+            tables.append(f"{title}\n{aligned_table(efficiency.HEADS, lines)}\n{efficiency.NOTE}")
+    shown = "\n\n".join(tables)
+    return f"{shown}\nwritten: {stem}.md, .json, .png"
 
 
 def reading(page: Path) -> str:
@@ -94,12 +103,18 @@ def rows(plan: Plan, result: Result) -> list[list[str]]:
 def markdown(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> str:
     parts = [f"# The study {plan.study.name}"]
     for result in results:
-        head, *lines = rows(plan, result)
-        table = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(line)} |" for line in lines)]
-        parts += [f"## {heading(result)}", "\n".join(table)]
+        parts += [f"## {heading(result)}", _in_markdown(rows(plan, result))]
+        if found := efficiency.collect(plan, result):
+            parts += ["### What the stages before are worth", _in_markdown(efficiency.rows(plan, result, found))]
+            parts += [efficiency.NOTE]
     arms = "\n".join(f"- `{arm}`: {description(plan, arm)}" for arm in plan.study.arms)
     parts += [NOTE, "The arms, and the tokens of each stage:", arms, f"![bits per character]({plan.study.name}.png)"]
     return "\n\n".join([*parts, f"    {shlex.join(words)}"]) + "\n"
+
+
+def _in_markdown(cells: Sequence[Sequence[str]]) -> str:
+    head, *lines = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([head, "|" + "---|" * len(cells[0]), *lines])
 
 
 def description(plan: Plan, arm: str) -> str:
@@ -108,6 +123,10 @@ def description(plan: Plan, arm: str) -> str:
     for member in plan.chains[arm, plan.study.seeds[0]]:
         fresh = member.config.init.reinitialize
         anew = f", fresh {', '.join(fresh)}" if fresh else ""
+        rules = member.config.init.rows.model_dump().items()
+        anew += "".join(f", rows of {what} {rule}" for what, rule in rules if rule != "carried")
+        anew += f", weights {member.config.init.control}" if member.config.init.control != "none" else ""
+        anew += "".join(f", {part} of {Path(path).name}" for part, path in member.config.init.mix.items())
         parts.append(f"{member.stage} ({member.tokens:,}{anew})")
     return ", then ".join(parts)
 
@@ -126,7 +145,9 @@ def record(plan: Plan, results: Sequence[Result], words: Sequence[str]) -> dict:
         curves = {
             arm: {str(seed): _curve(result, run) for seed, run in seeds.items()} for arm, seeds in result.runs.items()
         }
-        compared.append({**result.metric.model_dump(), "baseline": result.baseline, "arms": arms, "curves": curves})
+        worth = plain(efficiency.record(efficiency.collect(plan, result)))
+        own = {"baseline": result.baseline, "arms": arms, "efficiency": worth, "curves": curves}
+        compared.append({**result.metric.model_dump(), **own})
     members = {}
     for member in plan.members():
         members[member.name] = {"arguments": member.arguments, "tokens": member.tokens, "finished": member.finished()}

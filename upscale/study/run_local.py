@@ -41,8 +41,8 @@ class Runner:
             title = f"[{place}/{len(self.members)}] {member.name}"
             if member.finished():
                 self._say(f"{title}: finished before")
-            elif member.before and member.before.name in self.failed:
-                self._fail(member, f"{title}: left out, since {member.before.name} has not finished")
+            elif unfinished := [one.name for one in member.needs if one.name in self.failed]:
+                self._fail(member, f"{title}: left out, since {', '.join(unfinished)} has not finished")
             else:
                 self._train(member, title)
             if self.stopping is not None:

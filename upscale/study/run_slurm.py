@@ -44,8 +44,8 @@ def submit(plan: Plan | GridPlan, members: Sequence[Member], report: Sequence[st
             print(f"{jobs[member.name]:>10}  {member.name}: submitted before")
             continue
         words = [f"--job-name={member.name}"]
-        if member.before and member.before.name in jobs:
-            words += [f"--dependency=afterok:{jobs[member.before.name]}", "--kill-on-invalid-dep=yes"]
+        if needed := [jobs[one.name] for one in member.needs if one.name in jobs]:
+            words += [f"--dependency=afterok:{':'.join(needed)}", "--kill-on-invalid-dep=yes"]
         words += [*member.slurm, member.script]
         new = True
         jobs[member.name] = _sbatch(plan, member.name, [*words, *member.arguments], f"$job_{place + 1}", dry_run)

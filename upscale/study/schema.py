@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BeforeValidator, Field, model_validator
 
-from upscale.config.finetuning import Part
+from upscale.config.finetuning import Part, RowsConfig
 from upscale.config.problems import counted, found_in, nearest
 from upscale.errors import UserError
 from upscale.files import read_yaml
 from upscale.machine.gpus import DEVICES
 from upscale.settings import AUTO, Count, CountOrZero, Positive, Section
+from upscale.study import budgets
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", description="letters, digits and '_'")]
 Key = Annotated[
@@ -45,6 +46,11 @@ class Stage(Section):
     """What replaces the config's values, and the study's own `set`."""
     reinitialize: list[Part] = []
     """Parts that begin with random weights where this stage continues another one."""
+    rows: RowsConfig = RowsConfig()
+    """How the rows of tokens and positions begin where this stage continues another one and their part is not among
+    `reinitialize`: `init.rows` of a config."""
+    like: Name | None = None
+    """The stage whose random numbers this one has; null: it has its own."""
     slurm: list[str] = []
     """Options of `sbatch` for this stage's jobs, after the study's."""
 
@@ -56,6 +62,12 @@ class Step(Section):
     """Which of the stages."""
     reinitialize: list[Part] | None = None
     """Parts that begin with random weights in this arm; null: the stage's."""
+    rows: RowsConfig | None = None
+    """How rows of tokens and positions begin in this arm; null: as the stage says."""
+    control: Literal["none", "shuffled", "gaussian"] = "none"
+    """What this arm takes of the weights before: `init.control` of a config."""
+    mix: dict[Part, Name] = {}
+    """Parts that this arm takes from a training of another stage, from random weights: part -> stage."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +82,17 @@ class Metric(Section):
     """The text or task that decides, one of the stage's evaluation.tasks."""
     split: Literal["validation", "excerpt", "generated", "data_dir"] = "validation"
     """Where it comes from, as evaluations.jsonl names it; validation: the held-out split of a prepared corpus."""
+
+
+class Substitute(Section):
+    """Smaller budgets of a stage, each a training of its own that ends its schedule there."""
+
+    stage: Name
+    """The stage, the last one of every arm that has it."""
+    instances: Annotated[list[Count], Field(min_length=1)]
+    """schedule.instances of the smaller budgets."""
+    arms: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Which arms; null: all that have the stage."""
 
 
 class Slurm(Section):
@@ -101,6 +124,8 @@ class Study(Section):
     budget: Literal["equal", "any"] = "equal"
     """equal: what arms train on before a compared stage, beside stages that all of them have, is nothing or equally
     many tokens, to within 1 %; any: unchecked."""
+    substitute: Substitute | None = None
+    """How much less of a stage does an arm need? Arms with this stage are trained at smaller budgets of it too."""
     slurm: Slurm = Slurm()
 
 
@@ -179,7 +204,7 @@ def load(path: Path) -> Study | Grid:
         raise failure(path, [f"{key}: {text}" for key, text in found_in(kind, tree, error).items()]) from None
     if problems := list(_unknown_names(study) if isinstance(study, Study) else _problems_of_grid(study)):
         raise failure(path, problems)
-    return study
+    return budgets.expanded(study) if isinstance(study, Study) else study
 
 
 def failure(path: Path, problems: list[str]) -> UserError:
@@ -196,15 +221,22 @@ def _unknown_names(study: Study) -> typing.Iterator[str]:
                 yield f"arms.{arm}[{place}]: no stage {step.stage}; {nearest(step.stage, stages)}"
             if names.index(step.stage) != place:
                 yield f"arms.{arm}[{place}]: stage {step.stage} twice in one arm; give the second a name of its own"
-            if place == 0 and step.reinitialize:
-                yield f"arms.{arm}[0].reinitialize: the first stage begins with random weights anyway; leave it out"
+            for key in ("reinitialize", "rows", "control", "mix") if place == 0 else ():
+                if getattr(step, key) not in (None, "none", [], {}):
+                    yield f"arms.{arm}[0].{key}: the first stage begins with random weights anyway; leave it out"
+            for part, stage in step.mix.items():
+                if stage not in stages:
+                    yield f"arms.{arm}[{place}].mix.{part}: no stage {stage}; {nearest(stage, stages)}"
         for other, others in arms.items():
             if other != arm and others == steps and list(arms).index(other) < list(arms).index(arm):
                 yield f"arms.{arm}: is the same chain as arms.{other}"
-    used = {step.stage for steps in arms.values() for step in steps}
-    for stage in stages:
+    used = {name for steps in arms.values() for step in steps for name in (step.stage, *step.mix.values())}
+    for stage, settings in stages.items():
         if stage not in used:
             yield f"stages.{stage}: no arm uses it"
+        if settings.like is not None and settings.like not in stages:
+            yield f"stages.{stage}.like: no stage {settings.like}; {nearest(settings.like, stages)}"
+    yield from budgets.problems(study)
     if study.baseline not in arms:
         yield f"baseline: no arm {study.baseline}; {nearest(study.baseline, arms)}"
     for place, metric in enumerate(study.compare):

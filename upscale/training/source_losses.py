@@ -56,6 +56,7 @@ class SourceLosses:
                 continue
             mean = lost / count / math.log(2)
             bits[name] = mean if math.isfinite(mean) else None
-            if (optimum := source.optimum(model, first_target)) is not None:
+            optimum = None if self.config.data.control != "none" else source.optimum(model, first_target)
+            if optimum is not None:
                 excess[name] = mean - optimum if math.isfinite(mean) else None
         return everything[0] / math.log(2), {"loss_bits_per_source": bits, "excess_bits_per_source": excess}
