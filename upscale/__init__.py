@@ -81,3 +81,19 @@ def evaluate(
         batch_rows=batch_rows,
         device=device,
     )
+
+
+def perplexity(
+    model: Model,
+    corpus: str | Path,
+    *,
+    split: str = "validation",
+    context: int | None = None,
+    rows: int | None = None,
+    batch_rows: int = 16,
+    device: torch.device | str | None = None,
+) -> dict[str, Any]:
+    """Perplexity and bits per byte of a prepared corpus's split; see `upscale.evaluation.own_model.perplexity`."""
+    from upscale.evaluation.own_model import perplexity
+
+    return perplexity(model, corpus, split=split, context=context, rows=rows, batch_rows=batch_rows, device=device)

@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"begin a new run with data.lanes={ranks} or more."
         )
     rows, initial = training_rows.open_rows(config), warm_start.wanted(config)
+    if config.evaluation.every:
+        overlap.check_tokens(config)
     datasets = (
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )

@@ -34,9 +34,11 @@ def written(number: int) -> bytes:
 DOCUMENTS = [written(number) for number in range(60)]
 
 
-def made(to: Path, source: Path, **asked) -> dict[str, bytes]:
-    """The splits of a corpus that `upscale prepare text` makes."""
+def made(to: Path, source: Path, read: bool = True, **asked) -> dict[str, bytes]:
+    """The splits of a corpus that `upscale prepare text` makes; none where they are not to be read."""
     prepare(request("text", to, source, **{"held_out": SHARE, **asked}))
+    if not read:
+        return {}
     return {name: split.text().tobytes() for name, split in Corpus.open(to).splits.items()}
 
 

@@ -38,7 +38,7 @@ def test_names():
     assert check_names("all") == check_names(["all"]) == list(NAMES)
     assert set(NAMES) == {
         "champ", "champ_decimal", "dyck", "ndfa", "aut", "toy", "toy2", "bits", "bitsflip", "bitsrep",
-        "wp", "german", "code", "linux",
+        "wp", "german", "code", "linux", "text",
     }  # fmt: skip
     assert check_names(["wp", "dyck", "wp"]) == ["wp", "dyck"]
     assert check_names("wp") == ["wp"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import lzma
@@ -20,6 +21,8 @@ from tests.corpora.small import corpus, text
 from tests.fuzz import hostile
 from upscale.corpora.archives import unpacking
 from upscale.corpora.archives.inputs import entries, only_packed_file, single_text
+from upscale.corpora.documents.reading import Reader
+from upscale.corpora.documents.spooling import spool_documents
 from upscale.corpora.recipes import RECIPES
 from upscale.corpora.recipes.german import book_body
 from upscale.corpora.shards import index
@@ -153,6 +156,46 @@ def test_any_packed_text(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "hostile"
     path.write_bytes(content)
     hostile.ends_well(lambda: [stream.read(READ_BYTES) for stream in single_text(path, lambda _: None)])
+
+
+LINES = b'{"text": "gr\\u00f6sse", "id": 1}\n{"text": ""}\n\n{"id": [2], "text": "x"}\n'
+
+
+@given(content=hostile.damaged(LINES) | tars(), name=st.sampled_from(["a.jsonl", "a.tar", "a.json.tar", "a"]))
+def test_any_documents(tmp_path_factory, content, name):
+    """JSON lines, archives and texts of any content, as documents with every check."""
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content)
+    hostile.ends_well(lambda: spooled(path))
+
+
+@functools.cache
+def tables() -> list[bytes]:
+    """A Parquet table, an Arrow file and an Arrow stream."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    from pyarrow import parquet
+
+    content = pyarrow.table({"id": [1, 2, 3], "text": ["some text", None, "more of it"]})
+    sinks = [pyarrow.BufferOutputStream() for _ in range(3)]
+    parquet.write_table(content, sinks[0])
+    for sink, opened in zip(sinks[1:], (pyarrow.ipc.new_file, pyarrow.ipc.new_stream), strict=True):
+        with opened(sink, content.schema) as writer:
+            writer.write_table(content)
+    return [sink.getvalue().to_pybytes() for sink in sinks]
+
+
+@given(data=st.data())
+def test_any_table(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "hostile.arrow"
+    path.write_bytes(data.draw(st.sampled_from(tables()).flatmap(hostile.damaged)))
+    hostile.ends_well(lambda: spooled(path))
+
+
+def spooled(path):
+    documents = Reader().documents(path, lambda count: None)
+    return spool_documents(
+        documents, path.with_name("spool"), separator=b"\0", unique=True, held_out=0.5, take=None, utf8=True
+    )
 
 
 @given(content=tars())

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 from upscale.checkpoint import layout, run_directory
+from upscale.checkpoint.export import load
 from upscale.console import command
 from upscale.console.progress import status_line
 from upscale.distributed.world import World
-from upscale.evaluation import standalone, suite
+from upscale.errors import UserError
+from upscale.evaluation import overlap, standalone, suite
+from upscale.evaluation.own_model import perplexity
 from upscale.evaluation.table import learnt, table
 from upscale.evaluation.tasks import HELD_OUT_SPLITS
+from upscale.machine import accelerator
 from upscale.training import precision
 
 
@@ -38,8 +43,18 @@ def main(arguments: list[str]) -> int:
         action="store_true",
         help="also what was learnt: repetition, needles, use of context, calibration",
     )
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="DIR",
+        help="instead of tasks: perplexity and bits per byte of a prepared corpus, from --slices rows (default: all)",
+    )
     options = parser.parse_args(arguments)
+    if options.corpus:
+        print(of_corpus(options))
+        return 0
     config = run_directory.read_config(options.run)
+    overlap.check_tokens(config)
     names = options.tasks or config.evaluation.tasks
     datasets = suite.datasets(
         "all" if names == ["all"] else names,
@@ -70,3 +85,17 @@ def main(arguments: list[str]) -> int:
             print(f"\n{learnt(found)}\nappended to {options.run / layout.DIAGNOSTICS}")
     command.finish_together(world)
     return 0
+
+
+def of_corpus(options: argparse.Namespace) -> str:
+    """What a run's model gives a prepared corpus, as one line."""
+    for option in ("tasks", "data_dir", "diagnostics"):
+        if getattr(options, option):
+            raise UserError(f"--{option.replace('_', '-')} with --corpus: it is for tasks; leave one of them out")
+    model = load(options.run, accelerator.device_type(), options.checkpoint)
+    found = perplexity(model, options.corpus, split=options.split, rows=options.slices)
+    error = "" if found["standard_error"] is None else f" +- {found['standard_error']:.4f}"
+    return (
+        f"{options.corpus} ({found['corpus']}, {found['split']}, {found['rows']:,} rows): {found['bits_per_byte']:.4f} "
+        f"bits per byte, perplexity {found['perplexity']:.3f}, {found['bits_per_token']:.4f}{error} bits per token"
+    )

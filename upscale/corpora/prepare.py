@@ -70,7 +70,8 @@ def _working_folder(to: Path) -> Iterator[Path]:
 
 def _remove_attempt(to: Path) -> None:
     """Deletes what an unfinished attempt wrote, but for downloads."""
-    (to / index.WORK["prepare"] / "spool").unlink(missing_ok=True)
+    for name in ("spool", "tokens"):
+        (to / index.WORK["prepare"] / name).unlink(missing_ok=True)
     of_splits = [form for split in index.SPLITS for form in (f"{split}-*.tar", f".{split}-*.tar.*.tmp")]
     for form in [*of_splits, f".{index.INDEX}.*.tmp"]:
         for path in to.glob(form):
@@ -124,7 +125,7 @@ def _prepare(request: Request, work: Path) -> index.Index:
         sizes = spool.splits or recipe.sizes(len(spool))
         if not all(sizes.values()):
             raise UserError(f"{path} gives {len(spool):,} bytes of text, too few for three splits: {sizes}")
-        about = {"corpus": recipe.kind, "options": recipe.options(), "licence": recipe.licence}
+        about = {"corpus": recipe.kind, "options": recipe.options(), "licence": recipe.licence, **spool.form}
         with Progress(f"writing {request.to}", len(spool)) as progress:
             return write_corpus(
                 spool,

@@ -77,9 +77,9 @@ def generate(
         ) from None
 
 
-def as_tensor(content: bytes) -> torch.Tensor:
-    """(bytes,) uint8."""
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+def _tensor(content: bytearray) -> torch.Tensor:
+    """A copy, (bytes,) uint8."""
+    return torch.frombuffer(content, dtype=torch.uint8).clone() if content else torch.empty(0, dtype=torch.uint8)
 
 
 class _Text:
@@ -120,9 +120,8 @@ class _Work:
             )
         if problems := index.problems(self.to, found.splits["train"], hashes=True):
             raise UserError(f"{'; '.join(problems)}. Delete {self.to} and generate it again.")
-        shutil.rmtree(
-            self.to / index.WORK["generate"], ignore_errors=True
-        )  # of a call that was killed right at its end
+        # Left by a call that was killed right at its end.
+        shutil.rmtree(self.to / index.WORK["generate"], ignore_errors=True)
         return found
 
     def done(self, folder: Path, processes: int) -> Index:
@@ -171,7 +170,7 @@ class _Work:
         """All shards that are missing; after each the state that follows it is saved."""
         count, lanes = self.config.data.draw, self.config.data.lanes
         shard_bytes = self.piece_bytes * self.shard_pieces
-        pending = bytes(state.pop("pending").numpy()) if state else b""
+        pending = bytearray(state.pop("pending").numpy().tobytes() if state else b"")
         if state:
             rows.load_state(state)
         written = sum(shard.text_bytes for shard in shards)
@@ -182,7 +181,8 @@ class _Work:
             while len(pending) < size:
                 block = rows.draw(count).cpu().unflatten(0, (lanes, count)).transpose(0, 1).contiguous()
                 pending += block.numpy().astype("<i2" if self.token_bytes == 2 else "u1", copy=False).tobytes()
-            content, pending = pending[:size], pending[size:]
+            content = bytes(pending[:size])
+            del pending[:size]
             _, shard = write_shard(
                 Part("train", len(shards), 0, size),
                 spool=_Text(content),
@@ -194,7 +194,7 @@ class _Work:
             left -= size
             progress(size)
             if left:
-                self._save(file, {**rows.state(), "pending": as_tensor(pending)}, shards, rows.method)
+                self._save(file, {**rows.state(), "pending": _tensor(pending)}, shards, rows.method)
 
     def _save(self, file: Path, state: dict[str, torch.Tensor], shards: list[Shard], method: str) -> None:
         about = {"options": self.options, "shards": [asdict(shard) for shard in shards], "method": method}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from upscale.config import Config
+from upscale.corpora.shards import index
 from upscale.corpora.shards.reading import Corpus
-from upscale.evaluation.dataset import Dataset
+from upscale.evaluation.dataset import Dataset, EvaluationError
 
 STRETCHES, STRETCH_BYTES, CHUNK_BYTES = 8, 100, 1 << 26
 
@@ -32,6 +34,18 @@ def overlaps(config: Config, datasets: Sequence[Dataset]) -> list[str]:
         for name, seen in found.items()
         if len(seen) >= STRETCHES / 2
     ]
+
+
+def check_tokens(config: Config) -> None:
+    """Raises EvaluationError where the run's tokens are a tokenizer's: tasks and texts are bytes."""
+    for corpus in config.data.corpora:
+        if (Path(corpus.path) / index.INDEX).is_file():
+            found = index.read(Path(corpus.path))
+            if found.token_bytes > 1 and found.row_tokens is None:
+                raise EvaluationError(
+                    f"{corpus.path} holds a tokenizer's tokens, but the evaluation's tasks are bytes: set "
+                    "evaluation.every=0, and measure with `upscale evaluate --corpus`"
+                )
 
 
 def _stretches(text: bytes) -> set[bytes]:

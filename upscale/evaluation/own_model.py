@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from upscale.distributed.world import World
-from upscale.evaluation import suite
+from upscale.evaluation import held_out, suite
 from upscale.evaluation.dataset import EvaluationError
 from upscale.evaluation.tasks import HELD_OUT_SPLITS
 from upscale.model.transformer import Transformer
@@ -61,15 +61,53 @@ def evaluate(
         )
 
 
+def perplexity(
+    model: Model,
+    corpus: str | Path,
+    *,
+    split: str = "validation",
+    context: int | None = None,
+    rows: int | None = None,
+    batch_rows: int = 16,
+    device: torch.device | str | None = None,
+) -> dict[str, Any]:
+    """What a model gives a held-out split of a prepared corpus; see `upscale.evaluation.held_out.measure`.
+
+    `model` is as for `evaluate`, but gives logits of every position; `context` is how many tokens it sees at most.
+    """
+    if context is None:
+        context = model.config.context if isinstance(model, Transformer) else CONTEXT
+    for name, value in (("context", context), ("rows", 1 if rows is None else rows), ("batch_rows", batch_rows)):
+        if value < 1:
+            raise EvaluationError(f"{name} is {value}; allowed: 1 or more")
+    with _resting(model), torch.no_grad():
+        return held_out.measure(
+            lambda tokens: _logits(model(tokens)),
+            corpus,
+            split=split,
+            context=context,
+            rows=rows,
+            batch_rows=batch_rows,
+            device=_device_of(model) if device is None else device,
+            vocabulary=model.config.vocabulary if isinstance(model, Transformer) else None,
+        )
+
+
 def _next_logits(output: Any) -> torch.Tensor:
     """Logits of the next token, (rows, tokens), from what a model returned."""
+    logits = _logits(output)
+    return logits[:, -1] if logits.ndim == 3 else logits
+
+
+def _logits(output: Any) -> torch.Tensor:
+    """The logits in what a model returned."""
     if hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, torch.Tensor):
         raise ValueError(f"the model returned a {type(output).__name__}; logits are expected")
-    return output[:, -1] if output.ndim == 3 else output
+    return output
 
 
 def _device_of(model: Model) -> torch.device:

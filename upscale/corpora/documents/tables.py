@@ -102,11 +102,13 @@ def _opened(path: Path, kind: str, field: str) -> Iterator[Iterator[Any]]:
                 rows = 1  # a stream tells it at its end only
             _check_schema(path, reader.schema, rows, field, pyarrow)
             yield iter(batches)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise damaged(path, error) from None
 
 
 def _check_schema(path: Path, schema: Any, rows: int, field: str, pyarrow: Any) -> None:
+    if schema.names.count(field) > 1:
+        raise UserError(f"{path} has {schema.names.count(field)} fields {field!r}: which one is meant cannot be told")
     if field not in schema.names:
         raise UserError(f"{path} has no field {field!r}; it has {', '.join(schema.names)}. Give one with --field.")
     found = schema.field(field).type

@@ -10,6 +10,7 @@ from pydantic import Field
 from upscale.corpora.archives.unpacking import Progress
 from upscale.corpora.documents.reading import Reader
 from upscale.corpora.documents.spooling import spool_documents
+from upscale.corpora.documents.tokens import Tokenizer, tokenized
 from upscale.corpora.recipes.base import Recipe
 from upscale.corpora.work.spooling import Spool
 from upscale.errors import UserError
@@ -45,12 +46,19 @@ class Text(Recipe):
     encoding: Literal["utf-8", "any"] = "utf-8"
     """refuse documents that are not UTF-8 (default), or take all bytes as they are"""
 
+    tokenizer: Annotated[str | None, Field(min_length=1)] = None
+    """a tokenizer.json of the package tokenizers: the corpus is of its tokens instead of bytes"""
+
     def spool(self, path: Path, file: Path, progress: Progress, processes: int) -> tuple[Spool, None]:
+        separator = SEPARATORS[self.separator]
+        if self.tokenizer and self.encoding == "any":
+            raise UserError("--encoding any with --tokenizer: a tokenizer reads UTF-8 only; leave one of them out")
+        tokenizer = Tokenizer(Path(self.tokenizer), separator == b"\0") if self.tokenizer else None
         reader = Reader(self.field, self.only, self.documents)
         spool = spool_documents(
             reader.documents(path, progress),
             file,
-            separator=SEPARATORS[self.separator],
+            separator=separator,
             unique=self.duplicates == "dropped",
             held_out=self.held_out,
             take=self.take,
@@ -63,4 +71,6 @@ class Text(Recipe):
                 f"{path} has {spool.about['documents']:,} documents, too few for three splits by hash: {spool.splits}. "
                 "Give more, cut them with --documents blank or line, or raise --held-out."
             )
+        if tokenizer:
+            spool = tokenized(spool, tokenizer, separator, file.with_name("tokens"))
         return spool, None

@@ -34,6 +34,8 @@ class Spool:
     """Bytes of the splits that the text is in the order of; None: it is to be cut."""
     about: dict = field(default_factory=dict)
     """What the index's provenance says of it."""
+    form: dict = field(default_factory=dict)
+    """The index's `token_bytes` and `vocabulary`, where its tokens are no bytes."""
 
     def __post_init__(self) -> None:
         self._ends = array("q", accumulate(self.lengths))
