@@ -138,7 +138,13 @@ MOST_NODES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 3e-4 is a number and a key given twice is an error."""
+    """Safe YAML in which 3e-4 is a number; a key given twice and half a surrogate pair (no character) are errors."""
+
+    def construct_scalar(self, node):
+        value = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise yaml.constructor.ConstructorError(None, None, "half a surrogate pair is no text", node.start_mark)
+        return value
 
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -70,6 +70,7 @@ def test_any_study_file(tmp_path_factory, content):
 
 BAD_YAML = {
     "a date that does not exist": "run: {name: 2001-13-45}",
+    "half a surrogate pair": '"\\ud800": 1',
     "a number that is none": "run: {seed: !!int x}",
     "a list for a key": "{[1, 2]: 3}",
     "a circle": "run: &a {name: *a}",
@@ -85,9 +86,10 @@ BAD_YAML = {
 def test_yaml_that_is_made_to_break_its_reader(tmp_path, kind):
     """Each was found by fuzzing or is well known; none may end in a traceback, take long, or run anything."""
     (tmp_path / "config.yaml").write_text(BAD_YAML[kind])
-    with pytest.raises(UserError) as caught:
-        config_files.load(tmp_path / "config.yaml")
-    assert len(str(caught.value)) < 5000
+    for load in (config_files.load, study_schema.load):
+        with pytest.raises(UserError) as caught:
+            load(tmp_path / "config.yaml")
+        assert len(str(caught.value)) < 5000
 
 
 def test_aliases_that_a_config_may_use():

@@ -6,15 +6,17 @@ import json
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.launch.test_supervisor import left_over
+from tests.pace import Deadline
 from tests.study import tiny
 from tests.test_train import Process, finish, logged, start, wait_for
-from upscale.checkpoint import run_directory
+from upscale.checkpoint import manifest, run_directory
 from upscale.checkpoint.export import load_model
 from upscale.cli import study as study_command
 from upscale.distributed.world import World
@@ -71,6 +73,20 @@ def test_a_stop_saves_the_member_and_leaves_nothing_running(interrupted):
     assert f"    upscale train --config {folder}/tiny.yaml" in lines[5] and "init.from=" in lines[5]
     assert "tokens before text, which is the same in all arms: scratch 0, whole 57,600, body 57,600" in lines
     assert not (folder / "runs/first.text-0").exists()
+
+
+def test_a_killed_study_leaves_nothing_running(tmp_path):
+    """Its supervisor and that one's ranks end by themselves, after saving."""
+    tiny.write(tmp_path)
+    process = study(tmp_path, "--ranks", "1")
+    wait_for(lambda: logged(tmp_path / "runs/first-0"), process)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    deadline = Deadline(60)
+    while left_over(tmp_path):
+        assert not deadline.passed(), left_over(tmp_path)
+        time.sleep(0.1)
+    assert manifest.steps(tmp_path / "runs/first-0/checkpoints")
 
 
 def test_the_same_command_goes_on_and_compares(finished):

@@ -10,7 +10,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """SIGHUP comes when the terminal closes, unless the training was started by nohup."""
 
 SUPERVISOR = "UPSCALE_SUPERVISOR"
-"""Environment variable with the number of the supervisor's process, where one started this rank."""
+"""Environment variable with the number of the process that sees to this one: a rank's supervisor, or a supervisor's
+study."""
 
 requested: list[int] = []
 """Requests to stop a training that came before it was ready for them; it takes them up after its first step."""
@@ -34,6 +35,6 @@ def catch_stop_signals(handler: Callable) -> None:
 
 
 def stop_with_supervisor() -> None:
-    """Where a supervisor started this process, take its end, also by SIGKILL, as a request to stop."""
+    """Where another process sees to this one, take its end, also by SIGKILL, as a request to stop."""
     if number := os.environ.get(SUPERVISOR):
         end_with_parent(int(number), signal.SIGTERM)

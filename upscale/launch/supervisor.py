@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None, program: tuple[str, ...] = PROGRAM)
     supervisor.silence_seconds = config.engine.timeout_seconds + GRACE_SECONDS
     signal.signal(signal.SIGINT, supervisor.forward)
     signals.catch_stop_signals(supervisor.forward)
+    signals.stop_with_supervisor()
     return supervisor.run()
 
 

@@ -14,6 +14,7 @@ from upscale.checkpoint.layout import METRICS
 from upscale.console.progress import status_line
 from upscale.console.text import duration
 from upscale.errors import INTERRUPTED_EXIT_CODE, RUN_ERROR_EXIT_CODE, STOPPED_EXIT_CODE
+from upscale.launch import signals
 from upscale.study.members import Member
 from upscale.training.record import read_steps
 
@@ -60,6 +61,7 @@ class Runner:
         with open(console, "ab") as file:
             # A session of its own: Ctrl-C comes to the ranks through us only, and once.
             environment = {**os.environ, "PYTHONPATH": _with_package(os.environ.get("PYTHONPATH"))}
+            environment[signals.SUPERVISOR] = str(os.getpid())  # and it stops when this process is killed
             self.process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, env=environment
             )

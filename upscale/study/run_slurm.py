@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import time
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from upscale.errors import RunError, UserError
+from upscale.files import append_json_lines
 from upscale.launch.slurm import followups
 from upscale.study.grid import GridPlan
 from upscale.study.members import Member
@@ -78,8 +78,7 @@ def _sbatch(plan: Plan | GridPlan, kind: str, words: Sequence[str], placeholder:
     path = plan.folder / followups.JOBS
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "kind": kind, "job": job, "command": shlex.join(command)}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_json_lines(path, [record])
     print(f"{job:>10}  {kind}")
     return job
 

@@ -9,7 +9,6 @@ a container, say), and nothing that goes wrong here can reach the training.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from upscale.checkpoint import layout, manifest
 from upscale.console import command
-from upscale.files import read_json_lines
+from upscale.files import append_json_lines, read_json_lines
 
 JOBS = "slurm/jobs.jsonl"
 # Of the array in slurm/finetune.sh: what depends on the checkpoint. The study submits the scratch members, once.
@@ -102,8 +101,7 @@ def submit(run: Path, step: int, script: str) -> bool:
         return False
     (run / JOBS).parent.mkdir(parents=True, exist_ok=True)
     record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "kind": "finetune", "step": step, "job": job}
-    with open(run / JOBS, "a", encoding="utf-8") as file:
-        file.write(json.dumps({**record, "command": " ".join(sbatch)}) + "\n")
+    append_json_lines(run / JOBS, [{**record, "command": " ".join(sbatch)}])
     print(f"followups: milestone at step {step}: submitted job {job} ({script})", flush=True)
     return True
 
