@@ -12,7 +12,10 @@ from tests import tiny
 from upscale.distributed.world import World
 from upscale.training import train_step
 
-KINDS = {f"stage {stage}": {"engine__zero_stage": stage} for stage in range(4)} | {"fsdp": {"engine__name": "fsdp"}}
+KINDS = {
+    **{f"stage {stage}": {"engine__name": "deepspeed", "engine__zero_stage": stage} for stage in range(4)},
+    "fsdp": {"engine__name": "fsdp"},
+}
 
 
 def allocated() -> int:

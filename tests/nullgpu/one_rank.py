@@ -3,7 +3,8 @@
 python one_rank.py "RANKS ROWS CONFIG [section.key=value ...]" ...
 
 Each case trains two steps of two microbatches of ROWS rows with all blocks awake, in a process of its own, and prints
-one JSON object. The other ranks are a fake group whose collectives do nothing.
+one JSON object: bytes, and how often the second step waits for the device and how many kernels its optimizer launches.
+The other ranks are a fake group whose collectives do nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from tests.nullgpu.watch import counts
 from upscale.config import files as config_files
 from upscale.distributed.world import World
 from upscale.machine import accelerator
@@ -41,14 +43,19 @@ def measure(ranks: int, rows: int, name: str, overrides: list[str]) -> dict:
     microbatches = train_step.Microbatches(config, world, engine, 0, rows)
     tokens = torch.zeros(PASSES * rows, config.model.context + 1, dtype=torch.uint8, device="cuda")
     for step in range(2):
+        before = counts()
         microbatches.backpropagate(tokens, len(tokens) * ranks, config.model.depth, step)
+        between = counts()
         engine.step(1.0, 2**31)
+    after = counts()
     return {
         "peak": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
         "planned": memory.peak_bytes(config, ranks, rows, PASSES),
         "states": memory.state_bytes(config, ranks),
         "activations": memory.activation_bytes(config, rows),
+        "waits": after["waits"] - before["waits"],
+        "optimizer_launches": after["launches"] - between["launches"],
     }
 
 

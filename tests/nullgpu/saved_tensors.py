@@ -1,9 +1,13 @@
-"""Counts the bytes that autograd saves of one block of every kind on a GPU, beside those that are planned, as JSON."""
+"""Counts the bytes that autograd saves of one block of every kind on a GPU, beside those that are planned, as JSON.
+
+python saved_tensors.py [compiled]      of blocks that Inductor has compiled
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import sys
 
 import torch
 
@@ -19,8 +23,12 @@ VARIANTS = {
 }
 
 
-def saved_bytes(config) -> int:
-    block = parametrization.build(config).train().cuda().insides()[0]
+def saved_bytes(config, compiled: bool) -> int:
+    model = parametrization.build(config).train().cuda()
+    if compiled:
+        torch._dynamo.reset()
+        model.compile_blocks()
+    block = model.insides()[0]
     x = torch.zeros(ROWS, CONTEXT, WIDTH, device="cuda", requires_grad=True)
     keys = torch.arange(ROWS, device="cuda") if config.model.dropout_keys == "row" else None
     own = {tensor.untyped_storage().data_ptr() for tensor in (*block.parameters(), *block.buffers())}
@@ -42,12 +50,14 @@ def saved_bytes(config) -> int:
 
 
 def main() -> None:
+    compiled = sys.argv[1:] == ["compiled"]
     shape = [f"model.width={WIDTH}", f"model.context={CONTEXT}", "model.depth=1", "model.dropout=0.1"]
     for kind, variant, precision in itertools.product(blocks.KINDS, VARIANTS, ("bf16", "fp32")):
         settings = [*shape, f"model.block={kind}", f"engine.precision={precision}", *VARIANTS[variant]]
         config = config_files.load(None, settings).resolved()
-        counted = blocks.KINDS[kind].saved_bytes(config.model, ROWS, precision)
-        print(json.dumps([f"{kind}, {variant}, {precision}", saved_bytes(config), counted]), flush=True)
+        block = blocks.KINDS[kind]
+        counted = (block.compiled_bytes if compiled else block.saved_bytes)(config.model, ROWS, precision)
+        print(json.dumps([f"{kind}, {variant}, {precision}", saved_bytes(config, compiled), counted]), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
+import re
 import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,9 +24,16 @@ from upscale.training import train_step
 RANKS = 8
 
 
-def host_bytes() -> int:
-    """The most that this process has had in memory so far."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def host_bytes(field: str) -> int:
+    """This process's memory now (VmRSS), or its most since the last `begin` (VmHWM)."""
+    return 1024 * int(re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def begin() -> int:
+    """Let both peaks start here; what the host holds now."""
+    torch.cuda.reset_peak_memory_stats()
+    Path("/proc/self/clear_refs").write_text("5")
+    return host_bytes("VmRSS")
 
 
 def main() -> None:
@@ -39,13 +47,12 @@ def main() -> None:
         overrides = [f"{key.replace('__', '.')}={value}" for key, value in KINDS[kind].items()]
         config = config_files.load(f"configs/{name}.yaml", [*overrides, "engine.precision=bf16"]).resolved()
         states = memory.state_bytes(config, RANKS)
-        torch.cuda.reset_peak_memory_stats()
-        before = host_bytes()
+        before = begin()
         _, engine = train_step.build(config, world)
         found[label] = {
             "device": torch.cuda.max_memory_allocated(),
             "state": sum(states[key] for key in ("weights", "master", "moments", "gradients")),
-            "host": host_bytes() - before,
+            "host": host_bytes("VmHWM") - before,
             "model": 4 * parameters(config.model),
         }
         engine.close()

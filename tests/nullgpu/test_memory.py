@@ -24,16 +24,18 @@ def test_an_engine_that_is_closed_gives_its_memory_back(tmp_path):
 @pytest.mark.parametrize(
     "starts",
     [
-        ["w1024:stage 0", "w1024:stage 1", "w2048:stage 2", "w2048:fsdp", "w2048:stage 3"],
-        pytest.param(["w4096:fsdp", "w4096:stage 3"], marks=pytest.mark.slow),
+        ["w1024:stage 0", "w1024:stage 1", "w1024:stage 3", "w2048:stage 2", "w2048:fsdp", "w4096:stage 3"],
+        pytest.param(["w1024:fsdp", "w2048:stage 3", "w4096:fsdp"], marks=pytest.mark.slow),
     ],
 )
 def test_a_start_needs_no_more_than_training_holds(starts, tmp_path):
     """Of 8 ranks, the first: at most 1.2 of its weights, moments and gradients on the device, where stage 3 once had a
-    whole model; on the host, which once had a model a rank, a tenth of a model."""
+    whole model. On the host, which once had a model a rank: hardly anything, but at stage 3 its share of the weights,
+    which DeepSpeed moves to the host and back so that they lie without gaps."""
     done = standin.run([str(standin.HERE / "start_up.py"), *starts], tmp_path, timeout_seconds=900, watched=False)
     assert done.code == 0, done.output[-4000:]
     found = json.loads(done.output.strip().splitlines()[-1])
     for start in starts:
         assert found[start]["device"] <= 1.2 * found[start]["state"], (start, found[start])
-        assert found[start]["host"] <= 0.1 * found[start]["model"], (start, found[start])
+        share = found[start]["model"] / 8 if "stage 3" in start else 0
+        assert found[start]["host"] <= share + 0.02 * found[start]["model"], (start, found[start])

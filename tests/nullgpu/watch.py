@@ -86,11 +86,13 @@ def main() -> None:
     os._exit = leave_with_report
     library.nullgpu_on_wait(on_wait)
 
-    from upscale.checkpoint import manager
+    from tests.nullgpu import sparse
+    from upscale.checkpoint import export, manager, writer
     from upscale.data import lanes
     from upscale.engines import deepspeed, fsdp
     from upscale.training import train_step
 
+    export.save_file = writer.save_file = sparse.save_file
     watch(lanes.Lanes, "draw", "draw")
     watch(train_step.Microbatches, "backpropagate", "passes")
     watch(deepspeed.DeepSpeedEngine, "step", "optimizer")

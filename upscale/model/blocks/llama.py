@@ -91,5 +91,16 @@ class LlamaBlock(Block):
         return rows * model.context * position + (2 * cls.matrix_parameters(model) if number == 2 else 0)
 
     @classmethod
+    def compiled_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
+        """As eager autograd, but without the hidden layer's gate after SiLU; in bf16 with attention's bfloat16 result
+        in place of the second norm's float32 input, and without float32 copies of queries and keys.
+        """
+        number, w = PRODUCT_BYTES[precision], model.width
+        position = number * hidden_size(model) + (4 - number) * w
+        if model.qk_norm:
+            position += 8 * w if number == 2 else 0
+        return cls.saved_bytes(model, rows, precision) - rows * model.context * position
+
+    @classmethod
     def product_numbers(cls, model: ModelConfig) -> int:
         return 5 * model.width + 2 * hidden_size(model)

@@ -81,5 +81,13 @@ class PrenormBlock(Block):
         return rows * model.context * position + copies
 
     @classmethod
+    def compiled_bytes(cls, model: ModelConfig, rows: int, precision: str) -> float:
+        """As eager autograd in fp32; in bf16 with attention's bfloat16 result in place of the second norm's float32
+        input, and without float32 copies of queries, keys and the hidden layer.
+        """
+        copies = 26 * model.width if PRODUCT_BYTES[precision] == 2 else 0
+        return cls.saved_bytes(model, rows, precision) - rows * model.context * copies
+
+    @classmethod
     def product_numbers(cls, model: ModelConfig) -> int:
         return 9 * model.width
