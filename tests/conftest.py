@@ -3,28 +3,36 @@
 import pytest
 import torch
 
+FIRST = (
+    "tests/slurm/test_jobs.py",
+    "tests/slurm/test_study.py",
+    "tests/nullgpu/test_training.py",
+    "tests/slurm/test_training.py",
+    "tests/nullgpu/",
+    "tests/slurm/",
+    "tests/engines/",
+    "tests/study/",
+    "tests/launch/",
+    "tests/test_train.py",
+    "tests/soak/",
+)
+"""Where the longest files are, the longest first: a worker that gets one late would end long after the others.
+
+Slurm's mostly wait while others compute. Every worker that runs some of them has a cluster of its own.
+"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slurm's tests first: they take longest, and mostly wait while others compute."""
-    items.sort(key=lambda item: _group(item.nodeid) != "slurm")
+    items.sort(key=lambda item: next((n for n, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """A worker gets whole files, whose tests share fixtures, in our order, and one worker all that need the cluster."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduler(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid)
+    """A worker gets whole files, whose tests share fixtures, in our order."""
+    from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
-    return Scheduler(config, log)
-
-
-def _group(nodeid: str) -> str:
-    path = nodeid.split("::")[0]
-    return "slurm" if path.startswith("tests/slurm/") else path
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture

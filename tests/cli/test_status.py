@@ -87,6 +87,17 @@ def test_it_starts_without_torch(run):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("upscale.launch.slurm.questions", "torch"), ("upscale.config", "torch.distributed.tensor")],
+)
+def test_what_every_job_starts_imports_no_more_than_it_needs(module, absent):
+    """A job asks several questions before its first step, and every command reads a config."""
+    code = f"import sys, {module}; assert {absent!r} not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_beginning_a_run_again_leaves_its_config(run):
     before = (run / "config.yaml").read_bytes()
     questions.main(["begin", *tiny.overrides(run__dir=run, schedule__instances=9)])

@@ -85,7 +85,7 @@ class Clone:
             "SBATCH_GRES": f"gpu:{cluster.gpus}" if cluster.gpus else "none",
             "LAUNCH_PROBE_SECONDS": str(cluster.seconds(10)),
             "LAUNCH_WATCH_SECONDS": "2",
-            "LAUNCH_QUIET_SECONDS": str(cluster.seconds(15)),
+            "LAUNCH_QUIET_SECONDS": str(cluster.seconds(6 if standin else 15)),
             "LAUNCH_FOLLOWUP_SECONDS": "0.5",
             "STANDIN_PEER_SECONDS": str(cluster.seconds(8)),
             "STANDIN_MEETING_SECONDS": str(cluster.seconds(60)),

@@ -27,7 +27,9 @@ from upscale.launch import signals
 
 PEER_SECONDS = float(os.environ.get("STANDIN_PEER_SECONDS", "8"))
 MEETING_SECONDS = float(os.environ.get("STANDIN_MEETING_SECONDS", "60"))
-STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.1"))
+STEP_SECONDS = 0.1
+if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":  # what is left may go faster
+    STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS_AFTER_A_RESTART", STEP_SECONDS))
 SILENCE_SECONDS = os.environ.get("STANDIN_SILENCE_SECONDS", "600")
 SAVE_SECONDS = float(os.environ.get("STANDIN_SAVE_SECONDS", "0"))
 # Stands for the config file of a fine-tuning.

@@ -13,6 +13,9 @@ import pytest
 from tests.slurm.cluster import USER, Cluster, wait_until
 from tests.slurm.conftest import Clone, overrides, started_nodes
 
+# Once a run has been requeued, the rest of it takes few seconds.
+QUICKER = {"STANDIN_STEP_SECONDS_AFTER_A_RESTART": "0.01"}
+
 
 def steps(clone, run: str) -> list[int]:
     return [row["step"] for row in clone.rows(run)]
@@ -66,9 +69,9 @@ def test_near_the_time_limit_it_saves_requeues_and_continues(clone):
     """
     slower = clone.cluster.seconds(1)
     limits = [f"--time={slower}", f"--signal=B:USR1@{50 * slower - 30}"]
-    total = 400 * slower  # more than fit between two signals
+    total = 110 * (slower + 3)  # at 0.1 s each more than fit before the signal
     changes = overrides("b", total, checkpoint__every_steps=10 * total)
-    job = clone.submit("--nodes=2", *limits, "slurm/pretrain_w1024.sh", *changes)
+    job = clone.submit("--nodes=2", *limits, "slurm/pretrain_w1024.sh", *changes, **QUICKER)
     found = clone.finish(job)
     assert int(found["Restarts"]) >= 1
     assert steps(clone, "b") == list(range(1, total + 1)), "every step once: nothing was lost at the stop"
@@ -231,7 +234,7 @@ def test_an_ordinary_users_job_saves_and_requeues_itself(users_clone):
     """Submitted by somebody without rights, whose home folder cannot be written to, for two nodes."""
     total = 20 * int(users_clone.environment["LAUNCH_QUIET_SECONDS"])  # twice as long as a signal may wait
     changes = overrides("u", total, checkpoint__every_steps=10 * total)
-    job = users_clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *changes)
+    job = users_clone.submit("--nodes=2", "slurm/pretrain_w1024.sh", *changes, **QUICKER)
     users_clone.reaches("u", 8, job)
     users_clone.command("scancel", "--batch", "--signal=USR1", job)
     found = users_clone.finish(job)

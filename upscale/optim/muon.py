@@ -13,11 +13,11 @@ values, which lie in one parameter, are three matrices; FSDP2's shards are gathe
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from upscale.model.blocks import Parameter
 from upscale.optim.adamw import ScheduledAdamW, torch_adamw
@@ -25,6 +25,8 @@ from upscale.optim.base import Rates, ScheduledOptimizer
 from upscale.settings import Count, NotNegative, Positive, Section
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
     from upscale.config import Config
 
 MOMENTUM = "momentum_buffer"
@@ -128,26 +130,41 @@ def orthogonalized(matrix: torch.Tensor, iterations: int, dtype: torch.dtype) ->
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    cut = as_dtensor(tensor)
+    return tensor if cut is None else cut.to_local()
 
 
 def whole(shard: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """The tensor of which this rank holds `shard`, cut as `parameter` is; every rank that shares it must call this."""
-    if not isinstance(parameter, DTensor):
+    like = as_dtensor(parameter)
+    if like is None:
         return shard
-    cut = DTensor.from_local(
+    cut = type(like).from_local(
         shard,
-        parameter.device_mesh,
-        parameter.placements,
+        like.device_mesh,
+        like.placements,
         run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
+        shape=like.shape,
+        stride=like.stride(),
     )
     return cut.full_tensor()
 
 
 def own_shard(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """This rank's part of a whole tensor, cut as `parameter` is."""
-    if not isinstance(parameter, DTensor):
+    like = as_dtensor(parameter)
+    if like is None:
         return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def as_dtensor(tensor: torch.Tensor) -> DTensor | None:
+    """The tensor, when it is one of FSDP2's shards.
+
+    Whoever made a shard has imported its class. Importing it here would cost every reading of a config, which has the
+    optimizers' settings, a quarter of its time.
+    """
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensor if tensors and isinstance(tensor, tensors.DTensor) else None

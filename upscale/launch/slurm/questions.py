@@ -12,21 +12,25 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from upscale.checkpoint import layout, lock
-from upscale.config import Config
-from upscale.config import files as config_files
 from upscale.console import command
 from upscale.errors import UserError
-from upscale.launch.slurm import shape
+
+if TYPE_CHECKING:
+    from upscale.config import Config
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Answers one question. Configs bring torch with them, so they are imported only where one is read."""
     question, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     parser = argparse.ArgumentParser(prog=f"python -m upscale.launch.slurm.questions {question}", allow_abbrev=False)
     if question in ("directory", "begin"):
         command.add_config(parser)
         options = parser.parse_intermixed_args(rest)
+        from upscale.config import files as config_files
+
         config = config_files.load(options.config, options.overrides).resolved()
         if question == "directory":
             print(config.run.dir)
@@ -42,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_config(parser)
         options = parser.parse_intermixed_args(rest)
         ranks = options.nodes, options.ranks_per_node
+        from upscale.launch.slurm import shape
+
         print(*shape.shape_of(options.run, *ranks, options.config, options.overrides))
     else:
         raise UserError(f"{question!r}: must be directory, begin, claim or shape")
@@ -49,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def begin(config: Config) -> None:
+    from upscale.config import files as config_files
+
     path = Path(config.run.dir) / layout.CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
