@@ -329,3 +329,14 @@ def test_without_a_valid_checkpoint_nothing_starts_over(tmp_path):
     target.write_bytes(target.read_bytes()[:-1])
     output = train(tmp_path, expect=2)
     assert "no checkpoint in" in output and target.name in output
+
+
+def test_minutes_end_a_run_on_every_rank_and_stay_counted(tmp_path):
+    """So few that they are over with the first step: the next one is the last. Without them the run goes on."""
+    few = ["run.minutes=1e-7", "schedule.wake_every=0", "engine.name=fsdp"]
+    outputs = as_srun_would(2, command(tmp_path / "run", *few))
+    assert "finished at step 2" in outputs[0], outputs
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2]
+    assert "nothing left to do" in train(tmp_path / "run", *few)
+    output = train(tmp_path / "run", *few[1:], "run.steps=4")
+    assert "step 2, 24 instances" in output and [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4]

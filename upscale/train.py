@@ -54,6 +54,7 @@ from upscale.training.record import StepRecord
 from upscale.training.source_losses import SourceLosses
 from upscale.training.spikes import SpikeGuard
 from upscale.training.stability import Observer
+from upscale.training.updates import UpdateRatios
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -134,6 +135,7 @@ class Trainer:
             (self.directory / flight_recorder.FOLDER).mkdir(exist_ok=True)
         model, self.engine = train_step.build(config, world, initialized=False)  # by self.saver.resume
         self.observer = Observer(model) if config.tracking.stability else None
+        self.updates = UpdateRatios(config, self.engine) if config.tracking.stability else None
         owned = lanes.owned_lanes(config.data.lanes, world.rank, world.size)
         self.lanes = prefetch.prefetched(config, rows, owned, world.device)
         self.micro_batch = train_step.micro_batch(config, world)
@@ -141,7 +143,7 @@ class Trainer:
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes, still_ours)
         self.counters, more_notes = self.saver.resume(initial)
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row, self.out_of_time = 0, self.minutes_are_over()
         self.spike_guard = SpikeGuard(config.optimizer.spike, world, self.saver)
         self.tracker = Tracker(
             config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id, still_ours
@@ -192,6 +194,7 @@ class Trainer:
             return self.close("finished" if owed else "finished before: nothing left to do", 0)
         while True:
             begin, seen = time.perf_counter(), self.counters.instances
+            self.out_of_time = self.config.run.minutes is not None and self.world.any_later(self.minutes_are_over())()
             self.watchdog.beat()
             self.profiler.begin(self.counters.step + 1)
 
@@ -209,6 +212,8 @@ class Trainer:
                 lambda share: self.spike_guard.judge(share, self.counters.recent_losses),
                 losses,
             )
+            if losses and self.updates:
+                self.updates.remember()
             stop = self.world.any_later(self.stop.signal is not None)  # answered while the step is taken
             report = self.engine.step(
                 schedule.learning_rate_factor(seen, self.config.schedule),
@@ -222,10 +227,10 @@ class Trainer:
             if losses:
                 bits, per_source = losses.reduce(loss, self.world)  # waits for the device
                 observed = {**per_source, **self.observe(rows, active)}
-                self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
+                self.count_seconds(begin)
                 self.log(bits, report, batch, active, observed)
             else:
-                self.seconds, self.steps = self.seconds + time.perf_counter() - begin, self.steps + 1
+                self.count_seconds(begin)
             if note := self.profiler.end(self.counters.step, leaving=stopping or finished):
                 self.tracker.note(note)
             if finished or schedule.crossed(seen, self.counters.instances, self.config.evaluation.every):
@@ -246,15 +251,27 @@ class Trainer:
 
     def is_last(self, seen: int) -> bool:
         """Whether the step under way, after which so many instances will have been seen, is the run's last."""
-        return self.counters.step + 1 == self.config.run.steps or seen >= self.config.schedule.instances
+        last = self.counters.step + 1 == self.config.run.steps or self.out_of_time
+        return last or seen >= self.config.schedule.instances
 
     def reason_to_stop(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another rank'}"
 
     def finished(self) -> bool:
         limit = self.config.run.steps
-        done = limit is not None and self.counters.step >= limit
+        done = (limit is not None and self.counters.step >= limit) or self.out_of_time
         return done or self.counters.instances >= self.config.schedule.instances
+
+    def minutes_are_over(self) -> bool:
+        return self.counters.seconds >= 60 * (self.config.run.minutes or math.inf)
+
+    def count_seconds(self, begin: float) -> None:
+        """Count a step's time; a run that ends by its minutes has spent them, whichever rank was the first."""
+        spent = time.perf_counter() - begin
+        self.seconds, self.steps = self.seconds + spent, self.steps + 1
+        self.counters.seconds += spent
+        if self.out_of_time:
+            self.counters.seconds = max(self.counters.seconds, 60 * (self.config.run.minutes or 0))
 
     def count_skipped(self, report: engines.StepReport) -> None:
         if report.applied:
@@ -281,10 +298,11 @@ class Trainer:
 
     def observe(self, rows: torch.Tensor, active: int) -> dict:
         """What `tracking.stability` adds to a logged step, of the model after the step."""
-        if not self.observer:
+        if not (self.observer and self.updates):
             return {}
         self.engine.train_mode(False)
-        return self.observer.observe(self.engine.logits, ids(rows), active, self.world)
+        seen = self.observer.observe(self.engine.logits, ids(rows), active, self.world)
+        return {**seen, **self.updates.ratios(self.world)}
 
     def log(self, bits: float, report: engines.StepReport, batch: int, active: int, observed: dict) -> None:
         """Record the last step's loss, and the mean speed since the last logged step."""

@@ -30,6 +30,8 @@ class Counters:
 
     step: int = 0
     instances: int = 0
+    seconds: float = 0.0
+    """Of training, as `run.minutes` counts them."""
     skipped_steps: int = 0
     """Steps whose update is not in the weights: not finite, or spikes, or rolled back."""
     recent_losses: list[float] = field(default_factory=list)

@@ -91,9 +91,10 @@ def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:
     for place, member in enumerate(members, 1):
         seen = member.seen()
         state = "finished" if member.finished() else f"at {seen:,}" if seen else "not begun"
-        lines.append(
-            f"[{place}/{len(members)}] {member.name}: {member.instances:,} rows, {member.tokens:,} tokens, {state}"
-        )
+        minutes = member.config.run.minutes
+        budget = f"{member.instances:,} rows, {member.tokens:,} tokens"
+        budget = budget if minutes is None else f"{minutes:g} minutes, at most {member.instances:,} rows"
+        lines.append(f"[{place}/{len(members)}] {member.name}: {budget}, {state}")
         lines.append(f"    upscale train {shlex.join(member.arguments)}")
     for metric in plan.study.compare if isinstance(plan, Plan) else []:
         budgets = (f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage))

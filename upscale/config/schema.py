@@ -41,6 +41,9 @@ class RunConfig(Section):
     """Seeds of single things that are random, where they must differ from `seed`."""
     steps: Count | None = None
     """Stop after so many steps in all, whatever the schedule says; null: at schedule.instances."""
+    minutes: Positive | None = None
+    """Stop with the first step that begins after so many minutes of training in all, over restarts: drawing rows and
+    steps count, evaluations, checkpoints and starting do not; null: at schedule.instances."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: continue from the newest valid checkpoint if there is one; must: fail without one; never: refuse a used
     directory."""
@@ -245,7 +248,7 @@ class TrackingConfig(Section):
     """Where Weights & Biases keeps its copy of the metrics."""
     stability: bool = False
     """Log the largest attention logit, the activations' size and the gate of every block at each logged step, from an
-    extra forward pass over two rows a rank."""
+    extra forward pass over two rows a rank, and how large the step's update is beside the weights."""
     samples: CountOrZero = 8
     """Rows of the sources' output written to samples/ at each evaluation."""
     profile: ProfileConfig | None = None

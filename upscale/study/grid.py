@@ -11,8 +11,9 @@ from upscale import planning
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
+from upscale.study import continued
 from upscale.study.members import Member, changes, problems_of_files, problems_of_settings, typed
-from upscale.study.schema import Grid, Next, Point, failure
+from upscale.study.schema import AXES, Grid, Next, Point, failure
 
 UNEQUAL = 0.01
 
@@ -33,13 +34,15 @@ class GridPlan:
     """The resolved config of the width to foretell."""
 
     def members(self, points: list[str] | None = None) -> list[Member]:
-        """Every training, seed after seed; with names of points, those at one of them on each axis that has one."""
+        """Every training, seed after seed, each after the one that it continues.
+
+        With names of points, those at one of them on each axis that has one."""
         asked = [names.keys() & set(points or names) or names.keys() for names in self.study.axes.values()]
-        return [
-            member
-            for (place, _), member in self.cells.items()
-            if all(name in names for name, names in zip(place, asked, strict=True))
-        ]
+        found: dict[str, Member] = {}
+        for (place, _), member in self.cells.items():
+            if all(name in names for name, names in zip(place, asked, strict=True)):
+                found.update({one.name: one for one in (*member.needs, member)})
+        return list(found.values())
 
     def places(self, **fixed: str) -> list[Place]:
         """The places of the grid whose points on the named axes are these."""
@@ -59,6 +62,7 @@ def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None =
     folder = runs or Path(study.runs if study.runs != AUTO else f"runs/{study.name}")
     to = to or (Path(study.to) if study.to != AUTO else folder)
     places = [("set", study.set), ("override", [text.partition("=")[0] for text in overrides])]
+    places += [("before.set", study.before.set)] if study.before else []
     places += [(f"axes.{axis}.{name}.set", p.set) for axis, points in study.axes.items() for name, p in points.items()]
     problems = list(problems_of_settings(places))
     cells: dict[tuple[Place, int], Member] = {}
@@ -87,11 +91,14 @@ def _member(study: Grid, place: Place, seed: int, overrides: list[str], folder: 
     label = ".".join(place)
     name = f"{label}-{seed}"
     own = {"run.name": name, "run.dir": str(folder / name), "run.seed": seed}
+    before = continued.before(study, place, seed, overrides, folder)
+    if before and study.before:
+        own |= {"init.from": str(before.directory), "init.reinitialize": study.before.reinitialize}
     path, words, config = _config(study, points, overrides, own)
     scripts = [point.script for point in points if point.script]
     options = [*study.slurm.options, *(option for point in points for option in point.slurm)]
     script = scripts[-1] if scripts else study.slurm.script
-    return Member(name, label, seed, path, tuple(words), config, None, script, tuple(options))
+    return Member(name, label, seed, path, tuple(words), config, before, script, tuple(options))
 
 
 def _next(study: Grid, wanted: Next, overrides: list[str]) -> Config:
@@ -144,15 +151,15 @@ def _problems_of_members(plan: GridPlan) -> Iterator[str]:
         if files not in seen:  # widths and rates read the same ones
             seen.add(files)
             yield from (f"{member.stage}: {problem}" for problem in problems_of_files(member.config))
-    for member in plan.cells.values():
+    for member in plan.members():
         yield from changes(member, growing=True)
+    yield from continued.problems(plan.cells.values())
 
 
 def _problems_of_axes(plan: GridPlan) -> Iterator[str]:
     """Points of `width` or `rate` that do not differ in it: the axis would compare nothing."""
     keys = {"width": lambda config: config.model.width, "rate": lambda config: config.optimizer.learning_rate}
-    own = ["width"] if plan.study.report == "scaling" else ["width", "rate"]
-    for axis in own:
+    for axis in (axis for axis in AXES[plan.study.report] if axis in keys):
         values = {
             name: keys[axis](plan.cells[plan.places(**{axis: name})[0], plan.study.seeds[0]].config)
             for name in plan.study.axes[axis]
@@ -164,6 +171,12 @@ def _problems_of_axes(plan: GridPlan) -> Iterator[str]:
 
 def _problems_of_budgets(plan: GridPlan) -> Iterator[str]:
     """Widths of one series must train on equally many rows, or with `flops` on rows of equally many operations."""
+    if plan.study.report == "minutes":
+        minutes = {member.stage: member.config.run.minutes for member in plan.cells.values()}
+        if len(set(minutes.values())) > 1 or None in minutes.values():
+            told = ", ".join(f"{name} {value or 'none'}" for name, value in minutes.items())
+            yield f"set: a minutes study needs the same run.minutes for all trainings; there are {told}"
+        return
     for label, series in plan.series("width").items():
         members = [plan.cells[place, plan.study.seeds[0]] for place in plan.places(**series)]
         if plan.study.flops is not None:

@@ -10,12 +10,17 @@ from upscale.config import files as config_files
 from upscale.console.text import aligned_table
 from upscale.errors import UserError
 from upscale.files import write_atomically
-from upscale.study import scaling_page, transfer
+from upscale.study import minutes, scaling_page, stability_page, transfer
 from upscale.study.grid import GridPlan
 from upscale.study.page import Page
 from upscale.study.reporting import reading, training
 
-REPORTS = {"scaling": scaling_page.page, "transfer": transfer.page}
+REPORTS = {
+    "scaling": scaling_page.page,
+    "transfer": transfer.page,
+    "stability": stability_page.page,
+    "minutes": minutes.page,
+}
 
 
 def write(plan: GridPlan, words: Sequence[str]) -> str:

@@ -87,7 +87,9 @@ class Member:
     def finished(self) -> bool:
         """Whether it has trained to its end and measured what it ended with."""
         counters = self.counters()
-        return counters.get("instances", 0) >= self.instances and not counters.get("evaluation_owed")
+        minutes = self.config.run.minutes
+        over = minutes is not None and counters.get("seconds", 0.0) >= 60 * minutes
+        return (over or counters.get("instances", 0) >= self.instances) and not counters.get("evaluation_owed")
 
 
 def typed(settings: dict) -> list[str]:

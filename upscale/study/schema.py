@@ -142,6 +142,21 @@ class Point(Section):
     """Options of `sbatch` for the trainings at this point, after the grid's."""
 
 
+class Before(Section):
+    """A training that those of a grid continue, as the pre-training before a switch to text.
+
+    Of the grid and its points it has the keys of `model`, `mup` and `engine`; so each architecture has one, and what
+    differs in anything else begins with the same weights.
+    """
+
+    config: str
+    """Its config file."""
+    set: Settings = {}
+    """What replaces the config's values."""
+    reinitialize: list[Part] = []
+    """Parts that begin with random weights in the trainings after it."""
+
+
 class Hardware(Section):
     """What the next width would be trained on, as `upscale plan` takes it."""
 
@@ -170,15 +185,18 @@ class Grid(Section):
 
     name: Name
     """Name of the study, of its results' files and of its folder of runs."""
-    report: Literal["scaling", "transfer"]
-    """scaling: how bits fall with the width, by laws; transfer: where the best learning rate is at each width."""
+    report: Literal["scaling", "transfer", "stability", "minutes"]
+    """scaling: how bits fall with the width, by laws; transfer: where the best learning rate is at each width;
+    stability: up to which rate training is stable at each width; minutes: bits after equally many minutes."""
     axes: Annotated[dict[Name, Annotated[dict[Name, Point], Field(min_length=1)]], Field(min_length=1)]
-    """Points by name, by axis. One is `width`, and in a transfer study another is `rate`; what other axes vary, such as
-    the source, has results of its own."""
+    """Points by name, by axis. One is `width`, and in a transfer or stability study another is `rate`; a minutes study
+    has an axis `recipe`. What other axes vary, such as the source, has results of its own."""
     config: str | None = None
     """Config file of the trainings whose points name none."""
     set: Settings = {}
     """What replaces the values of every config."""
+    before: Before | None = None
+    """What the trainings begin with; null: random weights."""
     seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
     """`run.seed` of the trainings; it gives the same rows at every width whose lanes and batches are equal."""
     flops: Positive | None = None
@@ -191,6 +209,10 @@ class Grid(Section):
     next: Next | None = None
     """scaling only: the width to foretell."""
     slurm: Slurm = Slurm()
+
+
+AXES = {"scaling": ("width",), "transfer": ("width", "rate"), "stability": ("width", "rate"), "minutes": ("recipe",)}
+"""The axes that a report needs."""
 
 
 def load(path: Path) -> Study | Grid:
@@ -251,7 +273,7 @@ def _unknown_names(study: Study) -> typing.Iterator[str]:
 
 def _problems_of_grid(grid: Grid) -> typing.Iterator[str]:
     """Axes that the report needs and are not there, points that two axes call the same, and what is said in vain."""
-    for axis in ("width",) if grid.report == "scaling" else ("width", "rate"):
+    for axis in AXES[grid.report]:
         if axis not in grid.axes:
             yield f"axes: report: {grid.report} needs an axis {axis}; there are {', '.join(grid.axes)}"
         elif len(grid.axes[axis]) < 2:
@@ -261,8 +283,8 @@ def _problems_of_grid(grid: Grid) -> typing.Iterator[str]:
         for name in points:
             if owners.setdefault(name, axis) != axis:
                 yield f"axes.{axis}.{name}: axes.{owners[name]} has a point of this name; call one of them differently"
-    if grid.report == "transfer" and grid.next:
-        yield "next: a transfer study foretells no width; leave it out"
+    if grid.report != "scaling" and grid.next:
+        yield f"next: a {grid.report} study foretells no width; leave it out"
     if grid.next and grid.next.config is None and grid.config is None:
         yield "next.config: none here and none of the whole grid; give one of them"
     if len(set(grid.seeds)) < len(grid.seeds):

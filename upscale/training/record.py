@@ -65,6 +65,10 @@ class StepRecord(Record):
     """with `tracking.stability`: root mean square of what leaves a block, the largest of the active blocks"""
     activation_rms_per_block: list[float] | None = None
     """with `tracking.stability`: the same of each active block"""
+    update_ratio_maximum: float | None = None
+    """with `tracking.stability`: root mean square of the update over that of the weights, the worst matrix's"""
+    update_ratio_per_part: dict[str, float] | None = None
+    """with `tracking.stability`: the same of each part of the model, its matrices taken together"""
     log_partition_rms: float | None = None
     """with `tracking.stability`: root mean square of log sum exp of the output logits"""
     gates: list[float] | None = None

@@ -1,0 +1,151 @@
+"""Up to which learning rate training is stable at each width: the edge, and what announces it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from upscale.report.runs import Run, read_runs
+from upscale.study.grid import GridPlan
+
+SMOOTHED = 5
+"""Logged steps whose mean loss is looked at: one batch is not a rise."""
+RISE = 0.3
+"""Bits above the lowest so far from which on a loss has risen."""
+LAST = 10
+"""The final loss is the mean over the last 1 / LAST of the logged steps."""
+SIGNALS = {
+    "attention_logit_maximum": "largest attention logit",
+    "activation_rms": "largest activation (root mean square)",
+    "update_ratio_maximum": "largest update beside its weights",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training; losses in bits per byte."""
+
+    first: float
+    """Of the first logged step, before an update where every step is logged."""
+    final: float
+    """NaN where a loss or gradient was not finite, or a step was skipped for it."""
+    rise: float
+    """By how much the smoothed loss ever was above the lowest one before, the first loss among them."""
+    signals: dict[str, float]
+    """The largest of each of SIGNALS in the run; NaN where it was not logged."""
+
+    @property
+    def stable(self) -> bool:
+        return math.isfinite(self.final) and self.rise <= RISE and self.final <= self.first
+
+    @property
+    def told(self) -> str:
+        if not math.isfinite(self.final):
+            return "not finite"
+        return f"rises by {self.rise:.2f}" if self.rise > RISE else "ends above its start"
+
+
+def trial(run: Run) -> Trial:
+    """What a run's logged steps say; it is as exact as `tracking.log_every` is small."""
+    losses = run.column("loss_bits_per_byte")
+    skipped = numpy.nanmax(numpy.nan_to_num(run.column("skipped_steps")))
+    width = min(SMOOTHED, len(losses))
+    smooth = numpy.convolve(losses, numpy.ones(width) / width, mode="valid")
+    lowest = numpy.minimum.accumulate([losses[0], *smooth])[:-1]
+    rise = max(0.0, float((smooth - lowest).max())) if numpy.isfinite(losses).all() else math.inf
+    final = (
+        math.nan
+        if skipped or not numpy.isfinite(losses).all()
+        else float(losses[-max(1, len(losses) // LAST) :].mean())
+    )
+    signals = {name: _largest(run.column(name)) for name in SIGNALS}
+    return Trial(float(losses[0]), final, rise, signals)
+
+
+def _largest(values: numpy.ndarray) -> float:
+    known = values[numpy.isfinite(values)]
+    return float(known.max()) if len(known) else math.nan
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One width of one series: its trials by log2 of the rate, rising; a list of seeds each."""
+
+    name: str
+    width: int
+    trials: dict[float, list[Trial]]
+
+    @property
+    def stable(self) -> list[float]:
+        """The rates up to the first one at which a seed is not stable."""
+        found = []
+        for rate, seeds in self.trials.items():
+            if not all(one.stable for one in seeds):
+                break
+            found.append(rate)
+        return found
+
+    @property
+    def unstable(self) -> float:
+        """The first rate at which a seed is not stable; NaN where there is none among those tried."""
+        stable = self.stable
+        beyond = [rate for rate in self.trials if rate not in stable]
+        return beyond[0] if beyond else math.nan
+
+    def final(self, rate: float) -> float:
+        """Mean over seeds; NaN where one diverged."""
+        return sum(one.final for one in self.trials[rate]) / len(self.trials[rate])
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """(rate, final loss) of the stable rate whose loss ends lowest; NaN where none is stable."""
+        return min(
+            ((rate, self.final(rate)) for rate in self.stable), key=lambda pair: pair[1], default=(math.nan,) * 2
+        )
+
+    @property
+    def sensitivity(self) -> float:
+        """The mean over all trainings of the final loss, at most that at the start, above the lowest; Wortsman 2023."""
+        ends = [min(one.first, one.final) if math.isfinite(one.final) else one.first for one in self._all()]
+        return sum(ends) / len(ends) - self.best[1]
+
+    def _all(self) -> list[Trial]:
+        return [one for seeds in self.trials.values() for one in seeds]
+
+    def signal(self, name: str, rate: float) -> float:
+        """The largest over seeds; NaN where it is not known."""
+        return _largest(numpy.array([one.signals[name] for one in self.trials.get(rate, [])], float))
+
+
+def edges(plan: GridPlan, points: dict[str, str]) -> list[Edge]:
+    """One for each width of a series that has a finished training, smallest width first."""
+    found = []
+    for name in plan.study.axes["width"]:
+        trials: dict[float, list[Trial]] = {}
+        width = 0
+        for place in plan.places(**points, width=name):
+            for seed in plan.study.seeds:
+                member = plan.cells[place, seed]
+                width = member.config.model.width
+                if member.finished():
+                    rate = math.log2(member.config.optimizer.learning_rate)
+                    trials.setdefault(rate, []).append(trial(read_runs([member.directory])[0]))
+        if trials:
+            found.append(Edge(name, width, dict(sorted(trials.items()))))
+    return sorted(found, key=lambda edge: edge.width)
+
+
+def told(edge: Edge) -> str:
+    """Where the edge is, in words."""
+    if not edge.stable:
+        return f"below {next(iter(edge.trials)):g}"
+    if math.isnan(edge.unstable):
+        return f"beyond {edge.stable[-1]:g}"
+    return f"{edge.stable[-1]:g} to {edge.unstable:g}"
+
+
+def what_happens(seeds: Sequence[Trial]) -> str:
+    return ", ".join(dict.fromkeys(one.told for one in seeds if not one.stable))
