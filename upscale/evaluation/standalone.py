@@ -17,7 +17,7 @@ from upscale.distributed.world import World
 from upscale.evaluation import diagnostics, suite
 from upscale.evaluation.compression import Progress
 from upscale.evaluation.dataset import Dataset
-from upscale.evaluation.record import EvaluationRecord
+from upscale.evaluation.record import DiagnosticsRecord, EvaluationRecord
 
 MICRO_BATCH = 64
 DIAGNOSTIC_ROWS = 16
@@ -70,7 +70,7 @@ def diagnose(run: Path, config: Config, datasets: Sequence[Dataset], *, step: in
         batch_rows=DIAGNOSTIC_ROWS,
         device=world.device,
     )
-    record = {"step": counters["step"], "instances": counters["instances"], **found}
+    record = DiagnosticsRecord(step=counters["step"], instances=counters["instances"], **found).as_object()
     if world.is_main:
         with open(run / layout.DIAGNOSTICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
