@@ -128,6 +128,8 @@ def _record(kind: type[Kind], line: dict, place: str) -> Kind:
         return kind.model_validate(line, extra="ignore")
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
+        if not problem["loc"]:  # what fields say together
+            raise ValueError(f"{place}: {problem['msg'].removeprefix('Value error, ')}") from None
         field = ".".join(map(str, problem["loc"]))
         said = "missing" if problem["type"] == "missing" else f"{problem['input']!r}; {problem['msg'].lower()}"
         raise ValueError(f"{place}: the field {field} is {said}") from None

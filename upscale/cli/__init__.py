@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure a run's checkpoint on tasks and texts beside the baselines",
     "prepare": "turn Wikipedia, Linux or another text into a corpus to train on",
     "report": "curves and tables of one or more runs as one HTML page",
+    "watch": "the same page at an address of this machine, renewed while runs train",
     "export": "weights of a run as one safetensors file",
     "checkpoint": "list or verify the checkpoints of a run",
     "plan": "memory, time and GPU hours of a config on a cluster, without a GPU",

@@ -11,8 +11,10 @@ from upscale.report import comparison, read_runs, write_page
 
 
 def main(arguments: list[str]) -> int:
-    parser = command.parser("report", "Curves and tables of one or more runs as one self-contained HTML page and PNGs.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser = command.parser("report", "Curves and tables of runs as one self-contained HTML page, with PNGs and SVGs.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or folders of them such as a study's"
+    )
     parser.add_argument(
         "--to", type=Path, default=Path("report"), metavar="DIR", help="folder to write; default: report"
     )

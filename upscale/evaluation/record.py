@@ -1,8 +1,11 @@
-"""The record of an evaluation: what evaluations.jsonl holds of one task at one step, and reports and studies read."""
+"""The records of evaluations: what evaluations.jsonl and diagnostics.jsonl hold, and reports and studies read."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from upscale.files import Record, read_records
 
@@ -57,3 +60,73 @@ def read_evaluations(path: Path) -> list[EvaluationRecord]:
     naming file, line and field of any other damage.
     """
     return list({(record.key, record.step): record for record in read_records(path, EvaluationRecord)}.values())
+
+
+Place = Annotated[int, Field(ge=1, le=2**40)]
+"""Bytes back, or characters before."""
+
+
+class TextDiagnostics(Record):
+    """What `diagnostics.of_text` finds on one text."""
+
+    task: str
+    """text or task"""
+    split: str | None = None
+    """as in evaluations.jsonl"""
+    positions: list[Place]
+    """characters before the target, from which each stretch begins"""
+    bits_by_position: list[float]
+    """mean bits of each stretch"""
+    calibration_error: float
+    """mean distance between the probability of the most likely byte and how often it is right"""
+    calibration_counts: list[int]
+    """targets of each of equal bins of that probability"""
+    calibration_confidence: list[float]
+    """their mean probability"""
+    calibration_accuracy: list[float]
+    """the share of them that was right"""
+
+    @model_validator(mode="after")
+    def lists_fit(self) -> TextDiagnostics:
+        _same_length(self, "positions", "bits_by_position")
+        _same_length(self, "calibration_counts", "calibration_confidence", "calibration_accuracy")
+        return self
+
+
+class DiagnosticsRecord(Record):
+    """What one `upscale evaluate --diagnostics` finds; `upscale/evaluation/diagnostics.py` defines each."""
+
+    step: int
+    """optimizer steps before it"""
+    instances: int
+    """rows seen before it"""
+    distances: list[Place]
+    """bytes after which a row of random bytes repeats"""
+    induction_bits: list[float]
+    """for each: bits of the repeated bytes"""
+    copy_accuracy: list[float]
+    """for each: the share that was the model's best guess"""
+    needle_recall: list[float | None]
+    """share of values found by their key, by distance in quarters of the row; null where none lay"""
+    texts: list[TextDiagnostics]
+    """for each text: bits by position, and calibration in ten bins"""
+
+    @model_validator(mode="after")
+    def lists_fit(self) -> DiagnosticsRecord:
+        _same_length(self, "distances", "induction_bits", "copy_accuracy")
+        return self
+
+
+def _same_length(record: Record, *fields: str) -> None:
+    lengths = {field: len(getattr(record, field)) for field in fields}
+    if len(set(lengths.values())) > 1:
+        raise ValueError("lists of different lengths: " + ", ".join(f"{name} {n}" for name, n in lengths.items()))
+
+
+def read_diagnostics(path: Path) -> list[DiagnosticsRecord]:
+    """The records of a diagnostics.jsonl, steps rising; none where the file is missing.
+
+    Of two of one step the later line counts. Raises ValueError as `read_evaluations` does.
+    """
+    newest = {record.step: record for record in read_records(path, DiagnosticsRecord)}
+    return [newest[step] for step in sorted(newest)]

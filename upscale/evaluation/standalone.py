@@ -16,7 +16,7 @@ from upscale.distributed.world import World
 from upscale.evaluation import diagnostics, suite
 from upscale.evaluation.compression import Progress
 from upscale.evaluation.dataset import Dataset
-from upscale.evaluation.record import EvaluationRecord
+from upscale.evaluation.record import DiagnosticsRecord, EvaluationRecord
 from upscale.files import append_json_lines
 
 MICRO_BATCH = 64
@@ -70,7 +70,7 @@ def diagnose(run: Path, config: Config, datasets: Sequence[Dataset], *, step: in
         batch_rows=DIAGNOSTIC_ROWS,
         device=world.device,
     )
-    record = {"step": counters["step"], "instances": counters["instances"], **found}
+    record = DiagnosticsRecord(step=counters["step"], instances=counters["instances"], **found).as_object()
     if world.is_main:
         with lock.alone(run, layout.DIAGNOSTICS):
             append_json_lines(run / layout.DIAGNOSTICS, [record])

@@ -1,4 +1,4 @@
-"""Curves and tables of one or more runs: one self-contained HTML page, and its pictures as PNG files beside it."""
+"""Curves and tables of one or more runs: one self-contained HTML page, and its pictures as PNG and SVG beside it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from upscale.files import write_atomically
-from upscale.report.figures import draw
+from upscale.report.figures import draw, of_all_tasks
 from upscale.report.page import build
 from upscale.report.runs import Run, read_runs
 
 
 def write(runs: Sequence[Path], to: Path) -> Path:
-    """Read run directories and write `index.html` and its PNGs into the directory `to`; return the page's path.
+    """Read run directories and write `index.html`, PNGs and SVGs into the directory `to`; return the page's path.
 
-    The page embeds its pictures, so it can be mailed or copied alone. The same input gives the same bytes. Each file is
+    The page holds its pictures, so it can be mailed or copied alone. The same input gives the same bytes. Each file is
     replaced atomically and the page comes last, so that a reader never meets half a page.
 
     Raises ValueError, with what was given and what is allowed, for a path that is no run directory, a run without
@@ -30,10 +30,12 @@ def write_page(read: Sequence[Run], to: Path) -> Path:
         to.mkdir(parents=True, exist_ok=True)
         # before the drawing, which takes seconds: can a file be made here at all?
         tempfile.TemporaryFile(dir=to).close()
-        figures = draw(read)
-        for figure in figures:
-            write_atomically(to / figure.file_name, figure.png)
-        write_atomically(to / "index.html", build(read, figures).encode("utf-8", "backslashreplace"))
+        pictures = draw(read)
+        files = {picture.name: picture.drawing.files for picture in pictures} | {"tasks": of_all_tasks(read)}
+        for name, endings in files.items():
+            for ending, content in endings.items():
+                write_atomically(to / f"{name}.{ending}", content)
+        write_atomically(to / "index.html", build(read, pictures).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ValueError(
             f"cannot write the report to {to}: {error.strerror or error}; --to takes a directory that exists or can be "

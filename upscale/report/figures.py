@@ -1,9 +1,8 @@
-"""The pictures of a report: small panels, each legible alone and on a phone, as PNG bytes with their words."""
+"""The pictures of a report: small panels, each legible alone and on a phone, with their words."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy
 
 from upscale.evaluation.record import EvaluationRecord
-from upscale.report import canvas
+from upscale.report import canvas, learnt, multiples
+from upscale.report.picture import Picture
 from upscale.report.runs import Run, TaskKey, task_title, value
 
 if TYPE_CHECKING:
@@ -19,22 +19,8 @@ if TYPE_CHECKING:
 
 # Bits are cut here in a plot: one burst of 60 bits would press everything else into a line.
 _MOST_BITS = 12.0
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One panel of the page."""
-
-    section: str
-    """Where it belongs: loss, tasks, schedule or speed."""
-    file_name: str
-    """Its name beside the page: letters, digits and dashes, then .png."""
-    title: str
-    alt: str
-    """What it shows with the final value of every line, for those who cannot see it."""
-    note: str
-    """What a reader must know to read it; may be empty."""
-    png: bytes
+# Every model begins near 8 bits; that this is above a panel goes without saying.
+_BEGIN_BITS = 9.0
 
 
 @dataclass(frozen=True)
@@ -136,10 +122,11 @@ _PANELS = (
 )
 
 
-def draw(runs: Sequence[Run]) -> list[Picture]:
-    """Every picture that the runs have numbers for, in the order of the page."""
-    pictures = [_draw_metric(panel, runs) for panel in [*_PANELS, *_source_panels(runs)]]
-    return [picture for picture in pictures if picture is not None] + _draw_tasks(runs)
+def draw(runs: Sequence[Run], files: bool = True) -> list[Picture]:
+    """Every picture that the runs have numbers for, in the order of the page; with `files` also as PNG and SVG."""
+    pictures = [_draw_metric(panel, runs, files) for panel in [*_PANELS, *_source_panels(runs)]]
+    known = [picture for picture in pictures if picture is not None]
+    return known + _draw_tasks(runs, files) + learnt.draw(runs, files)
 
 
 def tasks_of(runs: Iterable[Run]) -> list[TaskKey]:
@@ -154,7 +141,7 @@ def _source_panels(runs: Sequence[Run]) -> list[_Panel]:
     losses, excesses = found.values()
     panels = []
     for name in losses:
-        slug = "source-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
+        slug = "source-" + canvas.slug(name)
         if name in excesses:
             title, field = f"{name}: loss above its optimum", f"excess_bits_per_source.{name}"
             panels.append(_Panel("loss", slug, title, field, "bits per target above the optimum", smooth=True))
@@ -164,7 +151,7 @@ def _source_panels(runs: Sequence[Run]) -> list[_Panel]:
     return panels
 
 
-def _draw_metric(panel: _Panel, runs: Sequence[Run]) -> Picture | None:
+def _draw_metric(panel: _Panel, runs: Sequence[Run], files: bool) -> Picture | None:
     """One panel over the logged steps, or None where no run has its field (utilization on an unknown device)."""
     series = [run.column(panel.field) * panel.scale for run in runs]
     everything = numpy.concatenate(series)
@@ -181,10 +168,9 @@ def _draw_metric(panel: _Panel, runs: Sequence[Run]) -> Picture | None:
         for index, (run, values) in enumerate(zip(runs, series, strict=True)):
             # runs often share a schedule: the first ones are wider, to be seen below the later ones
             width = 1.2 + min(1.3 * (len(runs) - 1 - index), 5.2) if panel.section == "schedule" else 1.8
-            _draw_series(axes, index, run, values, panel, width)
+            _draw_series(axes, index, run, values, panel, width, len(runs) <= canvas.MOST_WITH_BANDS)
         if panel.log_x and wide:
             axes.set_xscale("log")
-            axes.set_xlabel(f"{canvas.INSTANCES}, log scale")
         if panel.log_y and (everything > 0).any():
             axes.set_yscale("log")
         if panel.section in ("schedule", "speed"):
@@ -195,45 +181,73 @@ def _draw_metric(panel: _Panel, runs: Sequence[Run]) -> Picture | None:
             notes.append(canvas.mark_worlds(axes, runs, series))
 
     if panel.smooth and max(canvas.smoothing_window(len(values)) for values in series) > 1:
-        notes.append("Thin: logged steps. Thick: running mean over a fortieth of them.")
-    png = canvas.render(panel.title, panel.y_label, lines, canvas.legend_of(runs))
+        few = len(runs) <= canvas.MOST_WITH_BANDS
+        notes.append("Thin: logged steps. Thick: running mean" if few else "Running mean")
+        notes[-1] += " over a fortieth of them." if few else " over a fortieth of the logged steps."
+    frame = canvas.Frame(panel.title, canvas.INSTANCES, panel.y_label)
+    drawing = canvas.render(frame, lines, canvas.legend_of(runs), files)
     finals = (f"{run.name} {_last(values, panel.unit)}" for run, values in zip(runs, series, strict=True))
     alt = f"{panel.title} over {canvas.INSTANCES}. Last values: {'; '.join(finals)}."
-    return Picture(panel.section, f"{panel.slug}.png", panel.title, alt, " ".join(filter(None, notes)), png)
+    note = " ".join(filter(None, [*notes, "Logarithmic horizontal axis." if panel.log_x and wide else ""]))
+    return Picture(panel.section, panel.slug, panel.title, panel.y_label, alt, note, drawing)
 
 
-def _draw_series(axes: Axes, index: int, run: Run, values: numpy.ndarray, panel: _Panel, width: float) -> None:
+def _draw_series(
+    axes: Axes, index: int, run: Run, values: numpy.ndarray, panel: _Panel, width: float, steps: bool
+) -> None:
+    """One run's line; what is smoothed also as the single logged steps, with `steps`."""
+    gid = canvas.name_of(index)
     if panel.smooth and canvas.smoothing_window(len(values)) > 1:
-        axes.plot(run.instances, values, color=canvas.colour_of(index), linewidth=0.6, alpha=0.3)
+        if steps:
+            thin: canvas.Look = {"color": canvas.colour_of(run.look), "linewidth": 0.6, "alpha": 0.3, "gid": gid}
+            axes.plot(*canvas.thinned(run.instances, values), **thin)
         values = canvas.smoothed(values, run.world_changes if panel.section == "speed" else ())
     # a run with one logged step is a point; a line of one point would not show
-    look = canvas.look_of(index, marker_size=4 if len(values) == 1 else 0) | {"linewidth": width}
-    axes.plot(run.instances, values, drawstyle="steps-post" if panel.stairs else "default", **look)
+    look = canvas.look_of(run.look, marker_size=4 if len(values) == 1 else 0) | {"linewidth": width, "gid": gid}
+    axes.plot(*canvas.thinned(run.instances, values), drawstyle="steps-post" if panel.stairs else "default", **look)
 
 
-def _draw_tasks(runs: Sequence[Run]) -> list[Picture]:
+def _draw_tasks(runs: Sequence[Run], files: bool) -> list[Picture]:
     """Small multiples: one panel a task, the same x axis in all of them."""
     rows = [row for run in runs for scored in run.scored.values() for row in scored]
     right = max((value(row, "instances") for row in rows), default=0.0)
     pictures: dict[str, Picture] = {}
     for key in tasks_of(runs):
-        name = "task-" + (re.sub(r"[^a-z0-9]+", "-", " ".join(key).lower()).strip("-") or "unnamed")
+        name = "task-" + canvas.slug(" ".join(key))
         # two names may differ in signs only, which a file name does not keep
-        file_name = f"{name}.png" if f"{name}.png" not in pictures else f"{name}-{len(pictures)}.png"
-        pictures[file_name] = _draw_task(key, file_name, runs, right)
+        name = name if name not in pictures else f"{name}-{len(pictures)}"
+        pictures[name] = _draw_task(key, name, runs, right, files)
     return list(pictures.values())
 
 
-def _draw_task(key: TaskKey, file_name: str, runs: Sequence[Run], right: float) -> Picture:
+def of_all_tasks(runs: Sequence[Run]) -> dict[str, bytes]:
+    """Every task in one picture with one legend, as a paper takes it: png and svg by ending; none without scores."""
+    panels = []
+    bands = len(runs) <= canvas.MOST_WITH_BANDS
+    for key in tasks_of(runs):
+        lines = []
+        for run in runs:
+            if scored := run.scored.get(key):
+                seen, bits = ([value(row, field) for row in scored] for field in ("instances", "bits_per_character"))
+                errors = [2 * float(numpy.nan_to_num(value(row, "standard_error"))) * bands for row in scored]
+                low = [here - error for here, error in zip(bits, errors, strict=True)]
+                high = [here + error for here, error in zip(bits, errors, strict=True)]
+                lines.append(multiples.Line(run.name, seen, bits, low, high, canvas.look_of(run.look)))
+        levels = levels_of([row for run in runs for row in run.scored.get(key, [])])
+        panels.append(multiples.Panel(task_title(key), lines, levels))
+    return multiples.draw(panels, canvas.INSTANCES, "bits per character", log_x=False) if panels else {}
+
+
+def _draw_task(key: TaskKey, name: str, runs: Sequence[Run], right: float, files: bool) -> Picture:
     """Bits per character of one task over instances, one line a run, beside the Markov baseline and the optimum."""
     rows = [row for run in runs for row in run.scored.get(key, [])]
-    levels = _levels(rows)
+    levels = levels_of(rows)
     notes: list[str] = []
 
     def lines(axes: Axes) -> None:
         worth_showing = [bits for _, bits, _ in levels]
         for index, run in enumerate(runs):
-            worth_showing += _draw_scores(axes, index, run.scored.get(key, []))
+            worth_showing += _draw_scores(axes, index, run, key, len(runs) <= canvas.MOST_WITH_BANDS)
         for _, bits, look in levels:
             axes.axhline(bits, **look)
         axes.set_xlim(-0.02 * right, 1.03 * right if right else 1.0)
@@ -241,19 +255,22 @@ def _draw_task(key: TaskKey, file_name: str, runs: Sequence[Run], right: float) 
         room = max(high - low, 0.02)
         axes.set_ylim(max(0.0, low - 0.15 * room), high + 0.15 * room)
         scores = numpy.array([value(row, "bits_per_character") for row in rows])
-        notes.append(canvas.cut_axis(axes, scores, high + 0.15 * room))
+        cut = canvas.cut_axis(axes, scores, high + 0.15 * room)
+        notes.append(cut if scores.max() > _BEGIN_BITS else "")
 
     title = task_title(key)
     legend = canvas.legend_of(runs, marker_size=4, only=[key in run.scored for run in runs])
-    legend += [(look, f"{name} {bits:.3g}") for name, bits, look in levels]
-    png = canvas.render(title, "bits per character", lines, legend)
+    legend += [(look, f"{label} {bits:.3g}") for label, bits, look in levels]
+    frame = canvas.Frame(title, canvas.INSTANCES, "bits per character")
+    drawing = canvas.render(frame, lines, legend, files)
     finals = [f"{run.name} {value(run.scored[key][-1], 'bits_per_character'):.3f}" for run in runs if key in run.scored]
-    finals += [f"{name} {bits:.3f}" for name, bits, _ in levels]
+    finals += [f"{label} {bits:.3f}" for label, bits, _ in levels]
     alt = f"Bits per character on {title} over {canvas.INSTANCES}. Last values: {'; '.join(finals)}."
-    return Picture("tasks", file_name, title, alt, " ".join(filter(None, notes)), png)
+    note = " ".join(filter(None, [f"{label} {bits:.3f}.".capitalize() for label, bits, _ in levels] + notes))
+    return Picture("tasks", name, title, "bits per character", alt, note, drawing)
 
 
-def _levels(rows: Sequence[EvaluationRecord]) -> list[tuple[str, float, canvas.Look]]:
+def levels_of(rows: Sequence[EvaluationRecord]) -> list[tuple[str, float, canvas.Look]]:
     """The horizontal lines of a task that are known: name, bits per character, look.
 
     The baseline is measured on each evaluation's own slices; the evaluation with the most of them estimates it best.
@@ -269,15 +286,21 @@ def _levels(rows: Sequence[EvaluationRecord]) -> list[tuple[str, float, canvas.L
     return found
 
 
-def _draw_scores(axes: Axes, index: int, scored: Sequence[EvaluationRecord]) -> list[float]:
-    """Draw one run's scores with a band of two standard errors; return those that the axis must have room for.
+def _draw_scores(axes: Axes, index: int, run: Run, key: TaskKey, bands: bool) -> list[float]:
+    """Draw one run's scores, with a band of two standard errors; return those that the axis must have room for.
 
     Every model starts near 8 bits; what is worth the room is what follows the first quarter.
     """
     fields = ("instances", "bits_per_character", "standard_error")
+    scored = run.scored.get(key, [])
     instances, bits, error = (numpy.array([value(row, field) for row in scored]) for field in fields)
-    axes.fill_between(instances, bits - 2 * error, bits + 2 * error, color=canvas.colour_of(index), alpha=0.2, lw=0)
-    axes.plot(instances, bits, **canvas.look_of(index, marker_size=3.5 if len(bits) < 40 else 0))
+    look = canvas.look_of(run.look, marker_size=3.5 if len(bits) < 40 else 0) | {"gid": canvas.name_of(index)}
+    if bands:
+        band: canvas.Look = {"color": canvas.colour_of(run.look), "alpha": 0.2, "lw": 0, "gid": canvas.name_of(index)}
+        axes.fill_between(instances, bits - 2 * error, bits + 2 * error, **band)
+    else:
+        look |= {"linewidth": 1.3, "markevery": [-1] if len(bits) else None}
+    axes.plot(instances, bits, **look)
     return bits[len(bits) // 4 :].tolist()
 
 

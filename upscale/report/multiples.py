@@ -1,8 +1,7 @@
-"""Small multiples: one panel a task or recipe, the same lines in each, as the bytes of one PNG."""
+"""Small multiples: one panel a task or recipe, the same lines in each, as one PNG and SVG."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ import numpy
 
 from upscale.report import canvas
 
+_LETTERS = 49
+"""Of the legend, below one panel."""
 _COLUMNS, _WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 3, 4.2, 3.0, 140
 
 
@@ -37,19 +38,17 @@ class Panel:
     """Horizontal lines: label, height, look."""
 
 
-def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> bytes:
-    """A PNG of the panels in rows of three, with one legend; it depends on nothing but the data.
+def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
+    """The panels in rows of three, with one legend, as png and svg by ending; they depend on nothing but the data.
 
     The first quarter of a line may be above its panel: every model begins near 8 bits, which would press the rest
     together.
     """
-    import matplotlib.style
-
-    with matplotlib.style.context(["default", canvas.STYLE]):
+    with canvas.styled():
         return _draw(panels, x_label, y_label, log_x)
 
 
-def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> bytes:
+def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,15 +72,16 @@ def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> b
         if shown:
             room = max(max(shown) - min(shown), 0.02)
             axes.set_ylim(max(0.0, min(shown) - 0.08 * room), max(shown) + 0.08 * room)
-        axes.set_title(panel.title, loc="left")
+        axes.set_title(canvas.plain(panel.title), loc="left")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
     for axes in places[len(panels) :]:
         axes.set_axis_off()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    labels = [canvas.plain(canvas.shortened(label, 44)) for label in handles]
+    across = _LETTERS * columns // (max(map(len, labels), default=0) + 6)
+    ncols = max(1, min(6, len(labels), across))
+    figure.legend(handles.values(), labels, loc="outside lower center", ncols=ncols)
+    return canvas.both(figure)
 
 
 def _draw_line(axes, line: Line):

@@ -1,29 +1,71 @@
 """The page of a report: what the numbers mean, the tables, and the pictures, as one HTML text that fetches nothing.
 
-templates/page.html has the words and the markup; the functions here give it the numbers.
+templates/page.html has the words and the markup, page.css the looks, and page.js sorts, filters and renews; the
+functions here give them the numbers.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy
+from markupsafe import Markup
 
 from upscale.config import ModelConfig
 from upscale.console.text import duration
 from upscale.evaluation.record import EvaluationRecord
 from upscale.model import costs
-from upscale.report import comparison
-from upscale.report.canvas import colour_of, smoothing_window
-from upscale.report.figures import Picture, tasks_of
+from upscale.report import comparison, learnt
+from upscale.report.canvas import sample_of, smoothing_window
+from upscale.report.figures import levels_of, tasks_of
+from upscale.report.picture import Picture
 from upscale.report.runs import UNKNOWN, Run, TaskKey, count, task_title, value
 
 
-def build(runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
-    """The whole page. Everything that came from a file is escaped, and a policy forbids the page to fetch anything."""
+@dataclass(frozen=True)
+class Watch:
+    """What a page needs to renew itself."""
+
+    seconds: float
+    """Between two looks."""
+    state: str
+    """What stands for the files that the page was made of."""
+    waiting: Sequence[str]
+    """Runs that have not logged a step."""
+    problem: str
+    """Why runs cannot be shown; empty where they can."""
+
+
+def build(runs: Sequence[Run], pictures: Sequence[Picture], watch: Watch | None = None) -> str:
+    """The whole page. Everything that came from a file is escaped; a policy forbids the page to run any script but its
+    own, which it knows by its hash, and to fetch anything (with `watch`: but itself)."""
+    environment = _environment()
+    script = (Path(__file__).parent / "templates/page.js").read_text(encoding="utf-8")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{hash_of(script)}'"
+    policy += "; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if watch else "")
+    return environment.get_template("page.html").render(
+        runs=runs,
+        pictures=pictures,
+        pairs=comparison.pairs(runs),
+        tasks=tasks_of(runs),
+        texts=learnt.texts_of(runs),
+        unscored=_unscored(runs),
+        differences=_differences(runs),
+        any_corpus=any(map(_is_corpus, runs)),
+        policy=policy,
+        script=Markup(script),
+        watch=watch,
+    )
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("upscale.report"),
         autoescape=True,
@@ -34,23 +76,67 @@ def build(runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
     )
     environment.globals |= {function.__name__.strip("_"): function for function in _functions()}
     environment.globals["UNKNOWN"] = UNKNOWN
-    return environment.get_template("page.html").render(
-        runs=runs,
-        pictures=pictures,
-        pairs=comparison.pairs(runs),
-        tasks=tasks_of(runs),
-        unscored=_unscored(runs),
-        any_corpus=any(map(_is_corpus, runs)),
-    )
+    return environment
+
+
+def hash_of(script: str) -> str:
+    """A script as a page's policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _functions() -> tuple[Callable, ...]:
     """What the template may call, by the functions' names without the underscore."""
     return (
-        *(_base64, _baseline, _bits, _definition, _from_a_minute_on, _final_loss, _findings, _last_scores, _memory),
-        *(_parameters, _path, _planned, _score, _setting, _skipped_steps, _sources, _tasks_beaten, _verdict, _versions),
-        *(comparison.cells, comparison.sentences, colour_of, compare, count, task_title, value),
+        *(_baseline, _bits, _definition, _from_a_minute_on, _final_loss, _findings, _is_best, _last_scores, _markup),
+        *(_memory, _parameters, _path, _planned, _score, _setting, _skipped_steps, _sources, _task_levels),
+        *(_tasks_beaten, _verdict, _versions, _words),
+        *(comparison.cells, comparison.sentences, sample_of, compare, count, learnt.text_of, task_title, value),
     )
+
+
+def _markup(picture: Picture) -> Markup:
+    """The picture's SVG, which we drew: no text from a file is in it, only the names of axes and numbers."""
+    return Markup(picture.drawing.markup)
+
+
+def _words(run: Run) -> str:
+    """What a run is found by: its name, its path and what stands in its row of the table of runs."""
+    size = f"{_setting(run, 'model', 'width')} × {_setting(run, 'model', 'depth')}"
+    return " ".join([run.name, str(run.path), _sources(run), size]).lower()
+
+
+def _task_levels(runs: Sequence[Run], key: TaskKey) -> list[str]:
+    """The baseline and the optimum of a task, where they are known, for the head of a narrow column."""
+    rows = [row for run in runs for row in run.scored.get(key, [])]
+    return [f"{name.split()[0]} {bits:.3f}" for name, bits, _ in levels_of(rows)]
+
+
+def _is_best(runs: Sequence[Run], key: TaskKey, row: EvaluationRecord) -> bool:
+    """Whether no other run's newest score on the task is lower."""
+    scores = [value(last, "bits_per_character") for _, _, last in _last_scores(runs, key)]
+    return len(scores) > 1 and value(row, "bits_per_character") <= min(scores)
+
+
+_OWN_KEYS = ("run.name", "run.dir")
+_MOST_DIFFERENCES = 40
+
+
+def _differences(runs: Sequence[Run]) -> tuple[list[str], list[list[str]], int]:
+    """The config's keys in which runs differ, each run's values of them, and how many keys are left out."""
+    trees = [dict(_flat(run.config, "", 4)) for run in runs]
+    keys = [key for key in dict.fromkeys(key for tree in trees for key in tree) if key not in _OWN_KEYS]
+    differing = [key for key in keys if len({tree.get(key, UNKNOWN) for tree in trees}) > 1]
+    shown = differing[:_MOST_DIFFERENCES]
+    return shown, [[tree.get(key, UNKNOWN) for key in shown] for tree in trees], len(differing) - len(shown)
+
+
+def _flat(given: Any, place: str, depth: int) -> Iterator[tuple[str, str]]:
+    """The values of a tree as text, by section.key; what lies deeper as one text."""
+    if depth and isinstance(given, (dict, list)) and given:
+        for key, inner in given.items() if isinstance(given, dict) else enumerate(given):
+            yield from _flat(inner, f"{place}.{key}" if place else str(key), depth - 1)
+    else:
+        yield place, "null" if given is None else str(given)
 
 
 def compare(row: EvaluationRecord) -> str:
@@ -117,10 +203,6 @@ def _verdict(row: EvaluationRecord) -> str:
         "behind": f"✗ behind by {-gain:.3f}",
     }
     return words[compare(row)]
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
 
 
 def _versions(run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,9 @@ from typing import Any
 import numpy
 import yaml
 
-from upscale.checkpoint.layout import CONFIG, EVALUATIONS, METRICS
+from upscale.checkpoint.layout import CONFIG, DIAGNOSTICS, EVALUATIONS, METRICS
 from upscale.console.text import harmless
-from upscale.evaluation.record import EvaluationRecord, read_evaluations
+from upscale.evaluation.record import DiagnosticsRecord, EvaluationRecord, read_diagnostics, read_evaluations
 from upscale.files import parse_yaml
 from upscale.training.record import StepRecord, read_steps
 
@@ -41,6 +42,10 @@ class Run:
     """One record a logged step, steps strictly rising; never empty."""
     evaluations: list[EvaluationRecord]
     """One record for each task, split and step."""
+    diagnostics: list[DiagnosticsRecord]
+    """One record a step that was looked at, steps rising."""
+    look: int
+    """Which colour and dashes its lines have in every picture; runs that differ in their seed only share one."""
 
     def setting(self, section: str, key: str) -> Any:
         """A value of the config, or None where the config does not say."""
@@ -124,20 +129,89 @@ def value(record: EvaluationRecord | StepRecord, field: str) -> float:
         return math.nan
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read each run directory once, in the order given; ValueError says which one cannot be read and why."""
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run directories that are meant, each once: a folder without a run of its own, as a study's, stands for the
+    run directories in it, in the order of their names; links in it are not followed.
+
+    Raises ValueError for a path that is neither.
+    """
     if not paths:
-        raise ValueError("no run was given; `upscale report RUN... --to DIR` takes at least one run directory")
+        raise ValueError("no run was given; give at least one run directory, or a folder of them such as a study's")
     distinct: dict[Path, Path] = {}
     for path in paths:
-        distinct.setdefault(path.resolve(), path)
-    contents = [(path, *_read_config(path)) for path in distinct.values()]
-    names = [_name(path, config) for path, config, _ in contents]
+        inside = [path] if _is_run(path) or not path.is_dir() else sorted(path.iterdir())
+        found = [one for one in inside if _is_run(one) and (one == path or not one.is_symlink())]
+        if not found:
+            what = "a directory without config.yaml and metrics.jsonl" if path.is_dir() else "no directory"
+            raise ValueError(
+                f"{path} is not a run directory: it is {what}; "
+                "give the directory that `upscale train` wrote, such as runs/NAME, or a folder of such directories"
+            )
+        for one in found:
+            distinct.setdefault(one.resolve(), one)
+    return list(distinct.values())
+
+
+def read_runs(paths: Sequence[Path], waiting: list[Path] | None = None) -> list[Run]:
+    """Read each of the runs that `find_runs` finds, in its order; ValueError says which one cannot be read and why.
+
+    A run that is named must have metrics, one that lies in a folder is left out until it has. With a list `waiting`,
+    both are put there.
+    """
+    given = [path.resolve() for path in paths]
+    contents = []
+    for path in find_runs(paths):
+        config, text = _read_config(path)
+        steps = read_steps(_own(path, METRICS))
+        if steps:
+            contents.append((path, config, text, steps))
+        elif waiting is not None:
+            waiting.append(path)
+        elif path.resolve() in given:
+            raise ValueError(
+                f"{path} has no metrics yet: {path / METRICS} has no complete line; "
+                "report it after its first logged step"
+            )
+    if not contents and waiting is None:
+        raise ValueError(
+            f"no run in {', '.join(map(str, paths))} has metrics yet; report them after a first logged step"
+        )
+    names = [_name(path, config) for path, config, _, _ in contents]
+    looks: dict[str, int] = {}
     runs = []
-    for (path, config, text), name in zip(contents, names, strict=True):
+    for (path, config, text, steps), name in zip(contents, names, strict=True):
         label = f"{name} ({path})" if names.count(name) > 1 else name
-        runs.append(Run(label, path, config, text, _read_metrics(path), read_evaluations(path / EVALUATIONS)))
+        evaluations, diagnostics = read_evaluations(_own(path, EVALUATIONS)), read_diagnostics(_own(path, DIAGNOSTICS))
+        look = looks.setdefault(_without_seed(config) if config else str(path), len(looks))
+        runs.append(Run(label, path, config, text, steps, evaluations, diagnostics, look))
     return runs
+
+
+_OWN_KEYS = (("run", "name"), ("run", "dir"), ("run", "seed"), ("init", "from"))
+
+
+def _without_seed(config: dict[str, Any]) -> str:
+    """What runs that repeat each other with other seeds have in common; a study's runs end in their seed."""
+    kept = {
+        section: {key: given for key, given in values.items() if (section, key) not in _OWN_KEYS}
+        for section, values in config.items()
+        if isinstance(values, dict)
+    }
+    init = config.get("init")
+    origin = init.get("from") if isinstance(init, dict) else None
+    return repr((kept, re.sub(r"-\d+$", "", str(origin))))
+
+
+def _is_run(path: Path) -> bool:
+    return (path / METRICS).is_file() or (path / CONFIG).is_file()
+
+
+def _own(run: Path, name: str) -> Path:
+    """A run's file; ValueError where it is a link to one elsewhere, whose content is nobody's to show."""
+    path = run / name
+    if path.resolve().parent != run.resolve():
+        raise ValueError(f"{path} is a link that leads out of the run: put the file itself there, or remove the link")
+    return path
 
 
 def _name(path: Path, config: dict[str, Any]) -> str:
@@ -148,13 +222,7 @@ def _name(path: Path, config: dict[str, Any]) -> str:
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     """The config as a mapping and as text; both empty where there is no config.yaml."""
-    if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
-        what = "a directory without config.yaml and metrics.jsonl" if path.is_dir() else "no directory"
-        raise ValueError(
-            f"{path} is not a run directory: it is {what}; "
-            "give the directory that `upscale train` wrote, such as runs/NAME"
-        )
-    file = path / CONFIG
+    file = _own(path, CONFIG)
     if not file.is_file():
         return {}, ""
     try:
@@ -171,12 +239,3 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
             f"{file} holds a {type(config).__name__}; it must be a mapping of sections such as run and model"
         )
     return config, text
-
-
-def _read_metrics(path: Path) -> list[StepRecord]:
-    file = path / METRICS
-    if not (steps := read_steps(file)):
-        raise ValueError(
-            f"{path} has no metrics yet: {file} has no complete line; report it after its first logged step"
-        )
-    return steps

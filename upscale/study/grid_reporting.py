@@ -45,14 +45,15 @@ def write(plan: GridPlan, words: Sequence[str]) -> str:
     try:
         plan.to.mkdir(parents=True, exist_ok=True)
         write_atomically(stem.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
-        for name, picture in page.pictures.items():
-            write_atomically(plan.to / f"{plan.study.name}-{name}.png", picture)
+        for name, endings in page.pictures.items():
+            for ending, picture in endings.items():
+                write_atomically(plan.to / f"{plan.study.name}-{name}.{ending}", picture)
         target = stem.with_suffix(".md")
         write_atomically(target, (_markdown(plan, page, state, words) + reading(target)).encode())
     except OSError as error:
         raise UserError(f"the results cannot be written to {plan.to}: {error.strerror or error}; choose --to") from None
     tables = [f"{table.title}\n{aligned_table(table.heads, table.rows)}\n{table.note}" for table in page.tables]
-    pictures = ", ".join(f"-{name}.png" for name in page.pictures)
+    pictures = ", ".join(f"-{name}.png and .svg" for name in page.pictures)
     return "\n\n".join([state, *tables, f"written: {stem}.md, .json, {pictures}"])
 
 

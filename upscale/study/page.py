@@ -21,8 +21,8 @@ class Table:
 @dataclass(frozen=True)
 class Page:
     tables: list[Table] = field(default_factory=list)
-    pictures: dict[str, bytes] = field(default_factory=dict)
-    """PNG by the name that follows the study's."""
+    pictures: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """png and svg by the name that follows the study's."""
     record: dict[str, Any] = field(default_factory=dict)
     """What the tables and pictures are made of, as JSON."""
 

@@ -206,7 +206,7 @@ def _number(number: float) -> str:
     return f"{number:.3f}" if math.isfinite(number) else UNKNOWN
 
 
-def _pictures(series: Series, known: dict[TaskKey, TaskLaws]) -> dict[str, bytes]:
+def _pictures(series: Series, known: dict[TaskKey, TaskLaws]) -> dict[str, dict[str, bytes]]:
     """Bits by rows seen (the paper's figure 2, for every width), by operations with the frontier, and by parameters."""
     if not known:
         return {}
