@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,9 +44,46 @@ def test_a_forked_command_is_what_a_fresh_one_is(tmp_path, kind):
     assert told(forked) == told(forks.start_fresh(words, variables, tmp_path))
 
 
-def test_variables_that_imports_read_start_a_fresh_interpreter():
+def test_what_a_fork_cannot_take_over_starts_a_fresh_interpreter():
     started = forks.start([sys.executable, "-c", ""], environment(ATEN_CPU_CAPABILITY="default"))
     assert isinstance(started, subprocess.Popen) and finish(started) == (0, "")
+    started = forks.start([sys.executable, "-I", "-c", "print(1)"], environment())
+    assert isinstance(started, subprocess.Popen) and finish(started) == (0, "1\n")
+
+
+# As a launcher starts a rank: with a session of its own, and its output in a file or where the launcher's goes.
+LAUNCH = """
+import os, subprocess, sys
+tell = "import os, sys; print(os.getsid(0) == os.getpid(), os.environ['RANK'], 'deepspeed' in sys.modules, flush=True)"
+with open(sys.argv[1], "w") as file:
+    for target in (None, file):
+        rank = subprocess.Popen(
+            [sys.executable, "-u", "-c", tell + "; sys.exit(3)"],
+            env={**os.environ, "RANK": "7", "TORCHELASTIC_RUN_ID": "x"}, start_new_session=True, stdout=target,
+            stdin=subprocess.DEVNULL,
+        )
+        assert rank.poll() is None or rank.returncode == 3
+        print(rank.wait(60), flush=True)
+print(subprocess.run([sys.executable, "-c", "print('piped')"], capture_output=True, text=True).stdout)
+"""
+
+
+def test_a_forked_command_forks_the_python_that_it_starts(tmp_path):
+    """But for what is preloaded, the answers are those of fresh processes."""
+    words = [sys.executable, "-c", LAUNCH, str(tmp_path / "file")]
+    for begin, preloaded in ((forks.start, "True"), (forks.start_fresh, "False")):
+        code, output = finish(begin(words, environment()))
+        assert code == 0 and output.split() == ["True", "7", preloaded, "3", "3", "piped"], output
+        assert (tmp_path / "file").read_text().split() == ["True", "7", preloaded]
+
+
+def test_a_forked_command_is_found_by_its_command_line():
+    words = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)", "a b"]
+    process = forks.start(words, environment())
+    assert process.stdout.readline() == "up\n"
+    assert Path(f"/proc/{process.pid}/cmdline").read_bytes().rstrip(b"\0").decode().split("\0") == words
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])

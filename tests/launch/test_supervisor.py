@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,23 +39,15 @@ def supervised(directory: Path, *extra: str, ranks: int = 2) -> Process:
     return start([*program, *command(directory, *LONG, f"engine.timeout_seconds={5 * slower}", *extra)])
 
 
-def children(process: Process) -> list[int]:
-    """The ranks, in rank order: they are started one after the other."""
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return sorted(int(pid) for pid in found if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
-
-
-def left_over(directory: Path) -> list[str]:
-    """Processes that still name the run directory."""
-    found = []
+def training(directory: Path) -> dict[int, str]:
+    """The command lines of the processes that train there by number: in rank order, as they are started one by one."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+        with contextlib.suppress(OSError):
             text = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if str(directory) in text and "train.py" in text:
-            found.append(text)
-    return found
+            if str(directory) in text and "train.py" in text:
+                found[int(path.parent.name)] = text.replace("\0", " ").strip()
+    return dict(sorted(found.items()))
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +73,14 @@ def test_a_lost_rank_costs_a_restart_and_nothing_else(uninterrupted, tmp_path, n
     """
     process = supervised(tmp_path)
     wait_for(lambda: manifest.steps(tmp_path / "checkpoints") and len(metrics(tmp_path)) >= 8, process)
-    os.kill(children(process)[rank], number)
+    os.kill(list(training(tmp_path))[rank], number)
     code, output = finish(process)
     assert code == 0, output
     assert "restart 1" in output and f"rank {rank} " in output and "resumed from" in output, output
     assert ("did not answer and was killed" in output) == (number == signal.SIGSTOP), output
     assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 61))
     assert losses(tmp_path) == pytest.approx(uninterrupted, rel=1e-5)
-    assert not left_over(tmp_path)
+    assert not training(tmp_path)
 
 
 def test_a_request_to_stop_reaches_the_ranks_and_is_not_restarted(tmp_path):
@@ -97,18 +90,17 @@ def test_a_request_to_stop_reaches_the_ranks_and_is_not_restarted(tmp_path):
     code, output = finish(process)
     assert code == 75 and "restart" not in output, output
     assert manifest.steps(tmp_path / "checkpoints")[-1] == metrics(tmp_path)[-1]["step"]
-    assert not left_over(tmp_path)
+    assert not training(tmp_path)
 
 
 def test_ranks_whose_supervisor_is_killed_save_and_end(tmp_path):
     """Nobody sees to them any more. The next start finds the directory free and goes on after the last step."""
     process = supervised(tmp_path, FSDP, "schedule.instances=10e6")
     wait_for(lambda: logged(tmp_path), process)
-    ranks = [Path(f"/proc/{pid}/stat") for pid in children(process)]
     process.kill()
     deadline = pace.Deadline(60)
-    while any(path.exists() for path in ranks):
-        assert not deadline.passed(), "a rank outlives its supervisor"
+    while training(tmp_path):
+        assert not deadline.passed(), training(tmp_path)
         time.sleep(0.05)
     assert finish(process)[0] == -signal.SIGKILL
     assert manifest.steps(tmp_path / "checkpoints")[-1] == metrics(tmp_path)[-1]["step"]
@@ -234,13 +226,13 @@ def test_a_lone_rank_that_is_stopped_is_noticed(uninterrupted, tmp_path):
     """Nobody else waits for it; against the losses of a run without faults."""
     process = supervised(tmp_path, ranks=1)
     wait_for(lambda: manifest.steps(tmp_path / "checkpoints") and len(metrics(tmp_path)) >= 8, process)
-    os.kill(children(process)[0], signal.SIGSTOP)
+    os.kill(list(training(tmp_path))[0], signal.SIGSTOP)
     code, output = finish(process)
     assert code == 0, output
     assert "rank 0 has shown no life for 25 s and was killed" in output and "restart 1" in output, output
     assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 61))
     assert losses(tmp_path) == pytest.approx(uninterrupted, rel=1e-5)
-    assert not left_over(tmp_path)
+    assert not training(tmp_path)
 
 
 # In its first attempt rank 0 fails and rank 1 works on; in the second, all that are started finish.

@@ -25,6 +25,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import forks
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 LIBRARY = ("runtime.c", "memory.c", "libraries.c")
@@ -184,21 +186,22 @@ def run(
     return finish(start(arguments, folder, launcher, watched, **settings), folder, timeout_seconds)
 
 
+@functools.cache
+def servers() -> forks.Servers:
+    """What forks watched processes, which then need not import everything."""
+    return forks.Servers(environment, "tests.nullgpu.preloaded", number=1)
+
+
 def start(
     arguments: list[str], folder: Path, launcher: tuple[str, ...] = (sys.executable,), watched: bool = True, **settings
-) -> subprocess.Popen:
+) -> forks.Forked | subprocess.Popen:
     """As `run`, without waiting for it."""
     reports = folder / "reports"
     reports.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        [*launcher, *(command(arguments) if watched else arguments)],
-        env=environment(**settings, NULLGPU_REPORTS=str(reports)),
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    variables = environment(**settings, NULLGPU_REPORTS=str(reports))
+    if watched:
+        return forks.start([*launcher, *command(arguments)], variables, servers=servers(), own_session=True)
+    return forks.start_fresh([*launcher, *arguments], variables, own_session=True)
 
 
 def finish(process: subprocess.Popen, folder: Path, timeout_seconds: float = 300) -> Done:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launch.test_supervisor import left_over
+from tests.launch.test_supervisor import training
 from tests.pace import Deadline
 from tests.study import tiny
 from tests.test_train import Process, finish, logged, start, wait_for
@@ -64,7 +64,7 @@ def finished(interrupted) -> tuple[Path, str]:
 def test_a_stop_saves_the_member_and_leaves_nothing_running(interrupted):
     folder, output = interrupted
     assert "[1/4] text-0: finished after" in output and "[2/4] first-0: stopped by SIGTERM" in output, output
-    assert not left_over(folder)
+    assert not training(folder)
     code, output = finish(study(folder, "--dry-run"))
     lines = output.splitlines()
     assert code == 0 and "[1/4] text-0: 144 rows, 2,304 tokens, finished" in lines
@@ -83,8 +83,8 @@ def test_a_killed_study_leaves_nothing_running(tmp_path):
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
     deadline = Deadline(60)
-    while left_over(tmp_path):
-        assert not deadline.passed(), left_over(tmp_path)
+    while training(tmp_path):
+        assert not deadline.passed(), training(tmp_path)
         time.sleep(0.1)
     assert manifest.steps(tmp_path / "runs/first-0/checkpoints")
 
