@@ -73,7 +73,12 @@ def parameters(member: Member) -> int:
     return planning.parameters(member.config.model)
 
 
-def train(member: Member, bits: Bits | None = None, loss: Callable[[Member], float] = lambda member: 4.0) -> None:
+def train(
+    member: Member,
+    bits: Bits | None = None,
+    loss: Callable[[Member], float] = lambda member: 4.0,
+    split: str = "generated",
+) -> None:
     """Write what a finished training leaves: config, metrics, evaluations and the manifest of its last step."""
     directory, instances = member.directory, member.instances
     step = manifest.step_folder(directory / layout.CHECKPOINTS, 100)
@@ -103,7 +108,7 @@ def train(member: Member, bits: Bits | None = None, loss: Callable[[Member], flo
                     "step": seen // 12,
                     "instances": seen,
                     "task": task,
-                    "split": "generated",
+                    "split": split,
                     "bits_per_character": sum(groups) / len(groups),
                     "standard_error": 0.01,
                     "group_bits_per_character": groups,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from upscale import planning
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
-from upscale.study import continued
+from upscale.study import continued, grid_finetuning
+from upscale.study.grid_finetuning import Pair
 from upscale.study.members import Member, changes, problems_of_files, problems_of_settings, typed
 from upscale.study.schema import AXES, Grid, Next, Point, failure
 
@@ -32,16 +33,19 @@ class GridPlan:
     """The training of each place and seed."""
     next: Config | None
     """The resolved config of the width to foretell."""
+    finetunings: dict[str, dict[tuple[Place, int], Pair]] = field(default_factory=dict)
+    """By the text's name: what follows the training of each place and seed."""
 
     def members(self, points: list[str] | None = None) -> list[Member]:
-        """Every training, seed after seed, each after the one that it continues.
+        """Every training, seed after seed, each after the one that it continues and before its fine-tunings.
 
         With names of points, those at one of them on each axis that has one."""
         asked = [names.keys() & set(points or names) or names.keys() for names in self.study.axes.values()]
         found: dict[str, Member] = {}
-        for (place, _), member in self.cells.items():
+        for (place, seed), cell in self.cells.items():
             if all(name in names for name, names in zip(place, asked, strict=True)):
-                found.update({one.name: one for one in (*member.needs, member)})
+                after = [member for pairs in self.finetunings.values() for member in pairs[place, seed]]
+                found.update({one.name: one for member in (cell, *after) for one in (*member.needs, member)})
         return list(found.values())
 
     def places(self, **fixed: str) -> list[Place]:
@@ -63,6 +67,7 @@ def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None =
     to = to or (Path(study.to) if study.to != AUTO else folder)
     places = [("set", study.set), ("override", [text.partition("=")[0] for text in overrides])]
     places += [("before.set", study.before.set)] if study.before else []
+    places += [(f"finetune.{name}.set", wanted.set) for name, wanted in study.finetune.items()]
     places += [(f"axes.{axis}.{name}.set", p.set) for axis, points in study.axes.items() for name, p in points.items()]
     problems = list(problems_of_settings(places))
     cells: dict[tuple[Place, int], Member] = {}
@@ -78,9 +83,20 @@ def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None =
             following = _next(study, study.next, overrides)
         except UserError as error:
             problems += [f"next: {problem}" for problem in _all_of(error)]
+    finetunings: dict[str, dict[tuple[Place, int], Pair]] = {}
+    for name, wanted in study.finetune.items():
+        known: dict[str, Member] = {}
+        try:
+            finetunings[name] = {
+                at: grid_finetuning.pair(name, wanted, cell, overrides, known) for at, cell in cells.items()
+            }
+        except UserError as error:
+            problems += [f"finetune.{name}: {problem}" for problem in _all_of(error)]
     if not problems:
-        plan = GridPlan(study, folder, to, cells, following)
+        plan = GridPlan(study, folder, to, cells, following, finetunings)
         problems = [*_problems_of_members(plan), *_problems_of_axes(plan), *_problems_of_budgets(plan)]
+        for name, wanted in study.finetune.items():
+            problems += grid_finetuning.problems(name, wanted, list(finetunings[name].values()))
     if problems:
         raise failure(path, list(dict.fromkeys(problems)))
     return plan

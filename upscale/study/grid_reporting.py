@@ -29,7 +29,8 @@ def write(plan: GridPlan, words: Sequence[str]) -> str:
     What stands below `## Reading` in an earlier NAME.md stays. Raises UserError where nothing can be written, and
     ValueError for a run's damaged file.
     """
-    finished = [member for member in plan.cells.values() if member.finished()]
+    members = plan.members()
+    finished = [member for member in members if member.finished()]
     if not finished:
         return "nothing to report yet: no training has finished"
     page = REPORTS[plan.study.report](plan)
@@ -41,7 +42,7 @@ def write(plan: GridPlan, words: Sequence[str]) -> str:
         **page.record,
         "members": {m.name: {"arguments": m.arguments, **training(m.directory)} for m in finished},
     }
-    state = f"{len(finished)} of {len(plan.cells)} trainings have finished."
+    state = f"{len(finished)} of {len(members)} trainings have finished."
     try:
         plan.to.mkdir(parents=True, exist_ok=True)
         write_atomically(stem.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())

@@ -14,8 +14,9 @@ from upscale.planning.communication import Cluster
 from upscale.planning.estimate import alternatives
 from upscale.report import canvas, multiples
 from upscale.report.runs import UNKNOWN, TaskKey, task_title, value
-from upscale.study import laws, optimum
+from upscale.study import grid_finetuning, laws, optimum
 from upscale.study.grid import GridPlan, flops_of
+from upscale.study.grid_finetuning import Pair
 from upscale.study.laws import Fit
 from upscale.study.page import Page, Table, plain, signed, words
 from upscale.study.scaling import MARKOV, OPTIMAL, Series, TaskLaws, Width, collect
@@ -58,6 +59,23 @@ def page(plan: GridPlan) -> Page:
         for name, picture in _pictures(series, known).items():
             found.pictures[prefix + name] = picture
         found.record["series"][series.label] = plain(_record(series, known))
+        for name, wanted in plan.study.finetune.items():
+            about = f"{series.label}: " if series.label else ""
+            tuned = grid_finetuning.page(f"{about}fine-tuned on {name}", wanted, _pairs(plan, series, name))
+            found.tables.extend(tuned.tables)
+            found.pictures.update({f"{prefix}finetune-{name}": picture for picture in tuned.pictures.values()})
+            found.record["series"][series.label][f"finetune_{name}"] = plain(tuned.record)
+    return found
+
+
+def _pairs(plan: GridPlan, series: Series, name: str) -> list[tuple[int, int, list[Pair]]]:
+    """The fine-tunings of each width of a series: the places are those of its trainings."""
+    points = plan.series("width")[series.label]
+    found = []
+    for one in series.widths:
+        (place,) = plan.places(**points, width=one.name)
+        pairs = [plan.finetunings[name][place, seed] for seed in plan.study.seeds]
+        found.append((one.config.model.width, one.parameters, pairs))
     return found
 
 

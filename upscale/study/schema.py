@@ -180,6 +180,21 @@ class Next(Section):
     """Where it would run; null: at the speed of the largest width, on what that ran on."""
 
 
+class Finetuning(Section):
+    """What every training of a grid is fine-tuned on, beside the same from random weights."""
+
+    config: str
+    """Config file of the fine-tuning; model (but for dropout), mup and engine are those of the training before it."""
+    set: Settings = {}
+    """What replaces all of these values; the grid's own `set` does not, nor `schedule.` on the command line."""
+    task: str
+    """The text that is compared, one of its evaluation.tasks."""
+    split: Literal["validation", "excerpt", "generated", "data_dir"] = "validation"
+    """Where it comes from, as evaluations.jsonl names it; validation: the held-out split of a prepared corpus."""
+    slurm: list[str] = []
+    """Options of `sbatch` for its jobs, after those of the training before it."""
+
+
 class Grid(Section):
     """A study of trainings at every combination of its axes' points."""
 
@@ -208,6 +223,8 @@ class Grid(Section):
     """Folder for NAME.md, NAME.json and the pictures; auto: the folder of the runs."""
     next: Next | None = None
     """scaling only: the width to foretell."""
+    finetune: dict[Name, Finetuning] = {}
+    """scaling only: texts, by name, on which every training goes on, so that fine-tuned bits by width are known too."""
     slurm: Slurm = Slurm()
 
 
@@ -285,6 +302,8 @@ def _problems_of_grid(grid: Grid) -> typing.Iterator[str]:
                 yield f"axes.{axis}.{name}: axes.{owners[name]} has a point of this name; call one of them differently"
     if grid.report != "scaling" and grid.next:
         yield f"next: a {grid.report} study foretells no width; leave it out"
+    if grid.report != "scaling" and grid.finetune:
+        yield f"finetune: a {grid.report} study compares trainings at their own rates; leave it out"
     if grid.next and grid.next.config is None and grid.config is None:
         yield "next.config: none here and none of the whole grid; give one of them"
     if len(set(grid.seeds)) < len(grid.seeds):
