@@ -104,8 +104,9 @@ class Prefetcher:
                 self._stream.wait_event(before)
             self._rows.take_snapshot()
             with watch.running():
-                rows = self._rows.draw(rows_per_lane).to(self.device)
-            origins = self._rows.origins().to(self.device)
+                # CUDA has taken pageable memory before such a copy returns.
+                rows = self._rows.draw(rows_per_lane).to(self.device, non_blocking=True)
+            origins = self._rows.origins().to(self.device, non_blocking=True)
             return rows, origins, watch, self._stream.record_event() if self._stream else None
 
 

@@ -98,7 +98,7 @@ class CorpusLanes:
         instances = turns * self.lanes_total + torch.tensor(self.lanes)[:, None]
         self.rounds += rows_per_lane
         self.drawn = instances.numel()
-        return self.windows.rows(instances.flatten()).to(self.device)
+        return self.windows.rows(instances.flatten()).to(self.device, non_blocking=True)
 
     def origins(self) -> torch.Tensor:
         return torch.full((self.drawn,), NO_SOURCE, dtype=torch.uint8, device=self.device)
