@@ -18,7 +18,7 @@ from upscale.cli import bench as bench_command
 from upscale.cli import plan as planning_verb
 from upscale.distributed.world import World
 from upscale.errors import UserError
-from upscale.model import parametrization
+from upscale.model import costs, parametrization
 
 QUICK = ["data.sources=[{kind: uniform}]", "--steps", "2", "--warm-up", "1"]
 
@@ -34,8 +34,8 @@ def results(tmp_path_factory) -> dict[str, dict]:
     """One rank beside the baselines, and two ranks with as many rows each."""
     folder = tmp_path_factory.mktemp("bench")
     one, two = folder / "one.json", folder / "two.json"
-    shown = bench(*tiny.TINY, *QUICK, "--baseline", "--to", one)
-    assert "paper's step: times our step" in shown and "MFU not known" in shown
+    shown = bench(*tiny.TINY, *QUICK, "--baseline", "--operators", "--to", one)
+    assert "paper's step: times our step" in shown and "MFU not known" in shown and "products alone" in shown
     larger = ["schedule.batch.start=24", "schedule.batch.end=24", "engine.micro_batch=auto", "data.ahead=thread"]
     shown = bench(*tiny.TINY, *larger, *QUICK, "--ranks", 2, "--to", two)
     assert "collectives under way" in shown
@@ -56,6 +56,18 @@ def test_figures_belong_together(results):
     assert results["two"]["micro_batch_found_by"] == "planned" and results["two"]["micro_batch"] == 12
     assert results["one"]["communication"] is None and results["two"]["communication"]["under_way_seconds"] > 0
     assert set(results["one"]["beside"]) == {"plain PyTorch", "paper's step"} and not results["two"]["beside"]
+
+
+def test_operators_make_up_the_step_and_count_its_products(results):
+    """Shares sum to one. Linear layers take 6 operations for a number in a matrix and a token, as planning counts."""
+    found, result = results["one"]["by_operator"], results["one"]
+    assert sum(one["share"] for one in found["operators"]) == pytest.approx(1)
+    products = {one["name"]: one for one in found["operators"] if "flops" in one}
+    model, tokens = tiny.config().model, result["global_batch"] * 16
+    numbers = costs.matrix_parameters(model) + model.vocabulary * model.width
+    assert products["aten::mm"]["flops"] + products["aten::addmm"]["flops"] == 6 * numbers * tokens
+    alone = sum(one["alone_seconds"] for one in products.values())
+    assert found["products_alone_seconds"] == pytest.approx(alone) and results["two"]["by_operator"] is None
 
 
 def test_results_side_by_side(results):

@@ -22,6 +22,8 @@ ENGINES = {"fsdp": {"engine__name": "fsdp"}, **{str(stage): {"engine__zero_stage
 FROZEN = "[attention, embeddings]"
 FREED_AT, STEPS = 6, 10
 """Between the two steps, 4 and 8, at which blocks wake: one group has missed six steps, one two, and one none."""
+ROUNDING = 5e-5
+"""Of a loss after the freed part's first, large updates: 2e-5 was seen. The control below is above twice as much."""
 
 
 def engine_of(world: World, **changes: object) -> tuple[engines.Engine, object]:
@@ -78,7 +80,7 @@ def test_it_is_stepped_as_torchs_own_adamw_steps_it(tmp_path, size, writer):
         assert found["frozen"] == pytest.approx(expected[:FREED_AT], rel=1e-6)
         for name in ENGINES:
             after, counted = found[name]
-            assert after == pytest.approx(expected[FREED_AT:], rel=2e-6), name
+            assert after == pytest.approx(expected[FREED_AT:], rel=ROUNDING), name
             assert counted[0] == STEPS and counted["0/attention"] == STEPS - FREED_AT, (name, counted)
             assert counted[1] == STEPS - 4 and counted["1/attention"] == STEPS - FREED_AT
             assert counted[2] == STEPS - 8 and "2/attention" not in counted

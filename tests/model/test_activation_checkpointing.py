@@ -40,6 +40,7 @@ def test_selective_computes_no_matrix_product_again_and_full_all_of_the_forward_
     """Against torch's FLOP counter: four blocks' forward pass is what full adds, and selective adds nothing."""
     flops = {mode: backward(mode, None)[1] for mode in ("none", "selective", "full")}
     model = tiny.config().model
-    products = 2 * 12 * model.width**2 + 4 * model.width * model.context
+    # Attention by products on a CPU leaves out a quarter: what the first half of the positions does not see.
+    products = 2 * 12 * model.width**2 + 3 * model.width * model.context
     assert flops["selective"] == flops["none"]
     assert flops["full"] - flops["none"] == 4 * products * TOKENS.numel()

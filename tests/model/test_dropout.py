@@ -59,3 +59,26 @@ def test_a_rows_output_does_not_depend_on_the_rows_beside_it():
 def test_evaluation_drops_nothing():
     x = torch.randn(SHAPE)
     assert torch.equal(Dropout(0.5, 0).eval()(x, row_keys(64)), x)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_masks_from_torchs_generator(probability):
+    """The share and its independence of the place, within five standard errors; the gradient is the mask; the seed and
+    nothing else decides."""
+    dropout, shape = Dropout(probability, 0), torch.Size((63, 31, 127))  # not a multiple of the four that a word serves
+    torch.manual_seed(5)
+    x = torch.ones(shape, requires_grad=True)
+    output = dropout(x)
+    tolerance = 5 * (probability * (1 - probability) / shape.numel()) ** 0.5
+    dropped = output == 0
+    assert dropped.double().mean().item() == pytest.approx(probability, abs=tolerance)
+    for shift in (1, 2, 3, 4, 64):
+        both = (dropped.flatten() & dropped.flatten().roll(shift)).double().mean().item()
+        assert both == pytest.approx(probability**2, abs=tolerance), shift
+    torch.testing.assert_close(output.unique(), torch.tensor([0, 1 / (1 - probability)]), rtol=2**-15, atol=0)
+    output.sum().backward()
+    assert torch.equal(x.grad, output)
+    torch.manual_seed(5)
+    assert torch.equal(dropout(x), output)
+    assert not torch.equal(dropout(x), output)
+    assert torch.equal(dropout.eval()(x), x)

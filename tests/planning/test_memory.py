@@ -18,7 +18,7 @@ from tests.ranks import run_ranks
 from upscale import engines
 from upscale.config import files as config_files
 from upscale.distributed.world import World
-from upscale.model import activation_checkpointing, blocks, costs, parametrization
+from upscale.model import activation_checkpointing, attention, blocks, costs, parametrization
 from upscale.model.activation_checkpointing import Keep, Reuse
 from upscale.planning import memory
 
@@ -138,6 +138,7 @@ def saved_by(module: torch.nn.Module, x: torch.Tensor, precision: str) -> list[t
 @pytest.mark.parametrize(("width", "precision"), [(128, "bf16"), (256, "fp32")])
 def test_a_checkpointed_block_keeps_what_is_counted(block, width, precision, monkeypatch):
     """Tensor by tensor: what the block's operations left behind, and the block's input."""
+    monkeypatch.setattr(attention, "POSITIONS_BY_PRODUCTS", 0)  # fused, as on a GPU
     chosen, module, x = one_block(block, width, precision, "model.checkpointing=selective")
     kept, counted = deque(), blocks.KINDS[block].kept_bytes
     monkeypatch.setattr(activation_checkpointing, "_contexts", lambda: (Keep(kept), Reuse(kept)))

@@ -84,6 +84,7 @@ class PlainTrainer:
                         weight_decay=group.weight_decay,
                         betas=tuple(self.config.optimizer.betas),
                         eps=self.config.optimizer.epsilon,
+                        fused=True,  # as the engines', so that both round alike
                     )
                 self.optimizers[index].param_groups[0]["lr"] = group.learning_rate * factor
                 self.optimizers[index].step()

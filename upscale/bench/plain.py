@@ -2,8 +2,9 @@
 
 - `plain PyTorch` runs the same operations, compiled alike, with the same optimizer: only the engine is missing.
 - `paper's step` is what one writes first, as the paper's published code does: autocast, attention by two matrix
-  products and a softmax, no compilation, one default AdamW. Autocast is to the run's precision: bfloat16 is as fast as
-  the paper's float16, without its loss scaling, and a machine without bfloat16 instructions compares float32.
+  products and a softmax, torch's dropout, no compilation, one default AdamW. Autocast is to the run's precision:
+  bfloat16 is as fast as the paper's float16, without its loss scaling, and a machine without bfloat16 instructions
+  compares float32.
 
 All train on the same rows in passes of the same size.
 """
@@ -65,6 +66,13 @@ class UnfusedAttention(nn.Module):
         return self.fused.project_out(mixed.transpose(1, 2).reshape(x.shape))
 
 
+class PlainDropout(nn.Dropout):
+    """torch's dropout in the place of the model's."""
+
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x)
+
+
 def without_engine(config: Config, world: World) -> PlainPyTorch:
     model = parametrization.build(config, world.device)
     if train_step.compiled(config, world.device):
@@ -80,5 +88,7 @@ def paper_step(config: Config, world: World) -> PlainPyTorch:
     model = parametrization.build(config.model_copy(update={"model": shape}), world.device)
     for block in model.blocks:
         inside(block).attention = UnfusedAttention(inside(block).attention)
+        inside(block).attention_dropout = PlainDropout(shape.dropout)
+        inside(block).feedforward_dropout = PlainDropout(shape.dropout)
     adamw = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate)
     return PlainPyTorch(model, adamw, config.optimizer.clip)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from upscale import engines, planning, schedule
-from upscale.bench import communication, fitting, plain
+from upscale.bench import communication, fitting, operators, plain
 from upscale.bench.machine import summary
 from upscale.config import Config
 from upscale.data import lanes, prefetch, training_rows
@@ -84,12 +84,13 @@ def measure(
     steps: int,
     warm_up: int,
     baseline: bool,
+    by_operator: bool,
     say: Callable[[str], None],
 ) -> dict:
     """The figures of a resolved config in this world, the same on every rank.
 
     `baseline` also measures plain PyTorch and the paper's step, in turns with the engine, in a world of one; rows are
-    then drawn between the steps, as with data.ahead=none.
+    then drawn between the steps, as with data.ahead=none. `by_operator` also profiles one step more.
     """
     micro_batch, found_by = fitting.micro_batch(config, world, local_ranks)
     say(f"micro-batches of {micro_batch} rows ({found_by}); building the model")
@@ -131,12 +132,17 @@ def measure(
     source.close()
     peak = world.all_reduce_max(peak_memory_gib(world.device))
     collectives = communication.measure(lambda: engine_step.step(drawn), world.device) if world.size > 1 else None
+    table = None
+    if by_operator:
+        dtype = torch.bfloat16 if config.engine.in_bfloat16 else torch.float32
+        table = operators.measure(lambda: engine_step.step(drawn), dtype, world.device)
     everyone = world.gather_objects((taken, collectives))
     return {
         **description(config, world, micro_batch, found_by),
         "steps": steps,
         **figures(config, world, [part for part, _ in everyone]),
         "communication": together([part for _, part in everyone]) if collectives else None,
+        "by_operator": table,
         "peak_memory_gib": peak,
         "beside": {name: beside_figures(mine, taken) for name, mine in others.items()},
     }

@@ -32,6 +32,8 @@ def show(result: dict) -> None:
     console.print(title(result))
     console.print(_split(result))
     console.print(_rates(result))
+    if result["by_operator"]:
+        console.print(_operators(result["by_operator"]))
     for line in remarks(result):
         console.print(line)
 
@@ -60,6 +62,17 @@ def _rates(result: dict) -> Table:
     for name, other in result["beside"].items():
         ratio = other["times_the_engine"]
         table.add_row(f"{name}: times our step", *(f"{ratio[key]:.3f}" for key in ("median", "lowest", "highest")))
+    return table
+
+
+def _operators(found: dict) -> Table:
+    table = _table("operator", "calls", "s", "share", "GFLOP/s", "alone")
+    for one in found["operators"]:
+        keys = ("flops_per_second", "alone_flops_per_second")
+        speeds = [f"{one[key] / 1e9:.0f}" if key in one else "" for key in keys]
+        table.add_row(one["name"], str(one["calls"]), f"{one['seconds']:.4f}", f"{one['share']:.1%}", *speeds)
+    alone = found["products_alone_seconds"]
+    table.add_row("products alone", "", f"{alone:.4f}", f"{alone / found['step_seconds']:.1%}", "", "")
     return table
 
 

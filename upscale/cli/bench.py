@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--baseline", action="store_true", help="also plain PyTorch and the paper's step, in turns, at one rank"
     )
+    parser.add_argument(
+        "--operators", action="store_true", help="also one step by operator, beside its products' own limit here"
+    )
     parser.add_argument("--to", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--compare", nargs="+", type=Path, metavar="FILE", help="instead: results side by side")
     parser.add_argument("--sources", action="store_true", help="instead: rows a second of every kind of source")
@@ -94,7 +97,8 @@ def _steps(options: argparse.Namespace, config: Config, arguments: list[str]) ->
         say(line)
     local_ranks = place.local_size or place.size
     with out_of_memory.explained(config, world.device, world.size):
-        found = step.measure(config, world, rows, local_ranks, options.steps, options.warm_up, options.baseline, say)
+        counts, extras = (options.steps, options.warm_up), (options.baseline, options.operators)
+        found = step.measure(config, world, rows, local_ranks, *counts, *extras, say)
     if world.is_main:
         result = {
             "kind": "step",

@@ -23,6 +23,8 @@ _aten = torch.ops.aten
 KEPT = {
     _aten.mm.default,
     _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.baddbmm.default,
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,

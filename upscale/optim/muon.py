@@ -86,7 +86,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self.momentum = config.optimizer.muon.momentum
         self.iterations = config.optimizer.muon.newton_schulz_steps
         self.dtype = torch.bfloat16 if config.engine.in_bfloat16 else torch.float32
-        self.adamw = torch_adamw(config, [group for group in self.param_groups if not group["matrices"]], device)
+        self.adamw = torch_adamw(config, [group for group in self.param_groups if not group["matrices"]])
         self.adamw.state = self.state
         others = iter(self.adamw.param_groups)  # the very objects that AdamW reads its rates from
         self.param_groups = [group if group["matrices"] else next(others) for group in self.param_groups]
