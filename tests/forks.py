@@ -26,6 +26,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from upscale.launch.signals import SUPERVISOR
+
 ROOT = Path(__file__).parents[1]
 # Several ranks, perhaps one GPU; and the threads of several ranks on few cores would wait for each other.
 SERVER_VARIABLES = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -72,6 +74,8 @@ class Servers:
     def words_to_fork(self, words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
         """What the interpreter is given on the command line; empty when the command needs a fresh one."""
         program = shutil.which(words[0], path=environment.get("PATH")) or ""
+        if SUPERVISOR in environment:  # it looks at its parent, which must be who started it
+            return []
         own = self.variables()
         names = {name for name in {*own, *environment} if name.startswith(READ_AT_IMPORT)}
         read = [name for name in names if not name.startswith(READ_LATER)]

@@ -13,7 +13,7 @@ from tests.test_train import losses, train
 from tests.tiny import TINY
 
 # Steps of some milliseconds: enough of them that signals and faults arrive in the middle.
-LENGTH = ["schedule.instances=2400", "checkpoint.every_steps=10", "engine.micro_batch=12"]
+LENGTH = ["schedule.instances=4800", "checkpoint.every_steps=10", "engine.micro_batch=12"]
 FSDP = "engine.name=fsdp"
 """Its ranks start sooner than DeepSpeed's, for tests that start them several times."""
 
@@ -45,8 +45,9 @@ def test_two_nodes_two_ranks_each(real_clone, without_slurm):
 
 
 def test_a_stop_and_a_requeue_change_nothing(real_clone, without_slurm):
-    """USR1 to the batch script alone, as Slurm sends it near the limit."""
-    job = real_clone.submit("--nodes=2", *command(real_clone, "b"), FSDP, LAUNCH_RANKS_PER_NODE="1")
+    """USR1 to the batch script alone, as Slurm sends it near the limit; ranks that train hear it at once."""
+    heard_at_once = {"LAUNCH_RANKS_PER_NODE": "1", "LAUNCH_QUIET_SECONDS": "0"}
+    job = real_clone.submit("--nodes=2", *command(real_clone, "b"), FSDP, **heard_at_once)
     real_clone.reaches("b", 20, job)
     real_clone.command("scancel", "--batch", "--signal=USR1", job)
     found = real_clone.finish(job)

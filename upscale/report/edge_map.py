@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,16 +21,17 @@ class Map:
     """(width, log2 of the rate) -> (final loss in bits per byte, NaN where it diverged; whether it was stable)."""
 
 
-def draw(maps: Sequence[Map]) -> bytes:
-    """A PNG with one map beside the other, on one scale of colours; the line is the edge: right of it nothing that was
-    tried is stable, or one smaller rate was not."""
+def draw(maps: Sequence[Map]) -> dict[str, bytes]:
+    """A picture, as png and svg, with one map beside the other, on one scale of colours.
+
+    The line is the edge: right of it nothing that was tried is stable, or one smaller rate was not."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", canvas.STYLE]):
         return _draw(maps)
 
 
-def _draw(maps: Sequence[Map]) -> bytes:
+def _draw(maps: Sequence[Map]) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,9 +49,7 @@ def _draw(maps: Sequence[Map]) -> bytes:
     for axes in places[len(maps) :]:
         axes.set_axis_off()
     figure.colorbar(image, ax=list(places), label="final loss (bits per byte)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return canvas.both(figure)
 
 
 def _draw_map(axes, one: Map, limits: tuple[float, float]):
