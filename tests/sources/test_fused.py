@@ -13,6 +13,8 @@ import torch
 from tests import pace
 from tests.reference.recurrent import RecurrentSource as Reference
 from tests.sources.test_recurrent import KINDS, given
+from upscale.config import files as config_files
+from upscale.config.schema import enriched_rows
 from upscale.randomness.streams import Purpose, Stream
 
 triton = pytest.importorskip("triton")
@@ -85,6 +87,15 @@ def test_the_kernels_are_the_references_in_any_company():
 def test_the_kernel_at_the_shipped_sizes(kind, hidden):
     """Against torch.nn's layers, over rows long enough for one wrong bit to show."""
     interpreted(f"check_tokens(kind={kind!r}, lanes=2, rows=3, hidden={hidden}, length=120)")
+
+
+def test_a_draw_at_eight_ranks_is_spread_over_the_multiprocessors():
+    """Of the shipped width 1024: 8 of the 64 lanes, 16 rows each, where one tile a lane left 124 of 132 idle."""
+    from upscale.sources.recurrent import fused
+
+    data = config_files.load(ROOT / "configs/w1024.yaml").resolved().data
+    rows = enriched_rows(data)
+    assert data.lanes // 8 * -(-rows // fused.ROWS) >= 32
 
 
 def test_the_kernels_compile_for_hopper():
