@@ -37,6 +37,7 @@ from upscale.distributed import flight_recorder
 from upscale.distributed.placement import placement
 from upscale.distributed.watchdog import Watchdog
 from upscale.distributed.world import World
+from upscale.engines import buckets
 from upscale.errors import STOPPED_EXIT_CODE, RunError, UserError
 from upscale.evaluation import overlap, suite
 from upscale.evaluation.compression import Interrupted
@@ -171,7 +172,7 @@ class Trainer:
 
     def introduction(self) -> str:
         config, world, model = self.config, self.world, self.config.model
-        stage = f" stage {config.engine.zero_stage}" if config.engine.name == "deepspeed" else ""
+        stage = f" stage {buckets.stage(config, world.size)}" if config.engine.name == "deepspeed" else ""
         engine = config.engine.name + stage
         first, rounded = config.schedule.batch.start, schedule.batch_size(0, config.schedule, config.data.lanes)
         rounding = "" if first == rounded else f", batches rounded up to a multiple of them ({first} to {rounded})"

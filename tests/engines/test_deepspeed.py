@@ -15,6 +15,7 @@ from upscale.distributed.world import World
 from upscale.engines import buckets
 from upscale.errors import UserError
 from upscale.model import parametrization
+from upscale.planning import memory
 
 STAGES = {f"stage {stage}": {"engine__zero_stage": stage} for stage in (0, 1, 2, 3)}
 
@@ -69,6 +70,15 @@ def test_stage_2_overlaps_where_asked_and_only_what_fits_its_bucket():
         buckets.overlaps(common.config(engine__zero_stage=2, engine__bucket=9, engine__overlap="true"))
     wide = common.config(model__vocabulary=32768, model__width=1024, engine__zero_stage=2)
     assert buckets.reduced_at_once(wide) == 32768 * 1024
+
+
+def test_one_rank_has_nothing_to_share():
+    """Stages 1 and 2 would only copy what stage 0 trains in place; at stage 3 a rank's own layout is kept."""
+    asked = {stage: common.config(engine__zero_stage=stage) for stage in range(4)}
+    assert [buckets.stage(config, 1) for config in asked.values()] == [0, 0, 0, 3]
+    assert [buckets.stage(config, 2) for config in asked.values()] == [0, 1, 2, 3]
+    planned = [memory.state_bytes(config, 1) for config in asked.values()]
+    assert planned[1] == planned[2] == planned[0]
 
 
 def bucket_buffers(world: World) -> dict[int, int]:

@@ -42,8 +42,10 @@ def test_real_peaks_are_those_of_the_plan(cases, tmp_path):
     for one in found:
         assert one["peak"] == pytest.approx(one["planned"], rel=0.1), one
         assert one["reserved"] < (1.1 if "stage=0" in one["case"] else 1.05) * one["peak"], one
-        assert 1 <= one["waits"] <= 2 + ("stage=3" in one["case"]) * PASSES, one
-        assert 0 < one["optimizer_launches"] <= 100, one
+        at_stage_3 = "stage=3" in one["case"]
+        assert 1 <= one["waits"] <= 2 + at_stage_3 * PASSES, one
+        # Stage 3 steps its partitions in parts of a billion numbers: w 4096 has two, and 110 launches.
+        assert 0 < one["optimizer_launches"] <= (120 if at_stage_3 else 100), one
 
 
 @pytest.mark.parametrize("how", [[], pytest.param(["compiled"], marks=pytest.mark.slow)], ids=["eager", "compiled"])

@@ -17,6 +17,12 @@ from upscale.model.costs import block_parameters, parameters
 SMALLEST_BUCKET = 1 << 24
 
 
+def stage(config: Config, ranks: int) -> int:
+    """The ZeRO stage that runs. One rank has nothing to share: there stages 1 and 2 would only copy every weight and
+    gradient into flat buffers and back, so stage 0 does the same without."""
+    return 0 if ranks == 1 and config.engine.zero_stage < 3 else config.engine.zero_stage
+
+
 def overlaps(config: Config) -> bool:
     """Whether DeepSpeed reduces gradients, and at stage 3 gathers weights, beside the computation, on another stream.
 

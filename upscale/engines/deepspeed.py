@@ -50,7 +50,7 @@ def _import_deepspeed(device: torch.device):
 class DeepSpeedEngine:
     def __init__(self, config: Config, model: Transformer, world: World):
         deepspeed = _import_deepspeed(world.device)
-        self.world, self.stage, self.clip = world, config.engine.zero_stage, config.optimizer.clip
+        self.world, self.stage, self.clip = world, buckets.stage(config, world.size), config.optimizer.clip
         settings = {
             # Rows and accumulation are the trainer's: DeepSpeed only learns where an optimizer step ends.
             "train_micro_batch_size_per_gpu": 1,
@@ -80,6 +80,8 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer.torch_optimizer, config=settings, dist_init_required=False
         )
+        if world.size == 1 and self.stage == 0:
+            self.engine.enable_backward_allreduce = False  # it would copy each gradient into a bucket and back
         optim.freeze(self.optimizer.groups, self.parameters)
         self.zero = self.engine.optimizer
         if self.stage == 3:

@@ -92,7 +92,7 @@ def _fsdp(config: Config, model: torch.nn.Module, shards: int) -> dict[str, int]
 
 
 def _deepspeed(config: Config, model: torch.nn.Module, ranks: int) -> dict[str, int]:
-    stage = config.engine.zero_stage
+    stage = buckets.stage(config, ranks)
     # A bucket, a second one that fills while the first travels, and the flat copy in which one travels.
     reducing = (2 + buckets.overlaps(config)) * buckets.reduced_at_once(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
