@@ -139,7 +139,8 @@ class DataConfig(Section):
     kind: Literal["synthetic", "corpus"] = "synthetic"
     """Where rows come from: sources that write them as training goes, or random windows of prepared texts."""
     corpora: list[CorpusConfig] = []
-    """corpus only: the texts. The keys below other than `lanes` and `ahead` are for synthetic rows only."""
+    """corpus only: the texts. The keys below other than `lanes`, `first_target` and `ahead` are for synthetic rows
+    only."""
     split: Literal["train", "validation", "test"] = "train"
     """corpus only: which part of the texts is trained on."""
     lanes: Count = 64
