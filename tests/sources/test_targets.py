@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests import tiny
 from tests.sources.common import given
+from upscale.config import files as config_files
+from upscale.data.lanes import NO_SOURCE, from_config
 from upscale.errors import UserError
 from upscale.sources import KINDS, SourceSettings
 from upscale.sources.lists import TASKS
 
+ABLATIONS = Path(__file__).parents[2] / "configs/ablations"
 SMALLEST = {
     "lists": [{"task": task, "items": {"union": 2, "delete": 2}.get(task, 1), "values": 2} for task in TASKS],
     "stack": [{"operations": 2, "values": 3}, {"operations": 3, "values": 4}],
@@ -49,3 +53,15 @@ def test_settings_that_leave_rows_without_a_target_are_refused():
     with pytest.raises(UserError, match=r"\[1\].items: 1 with task: delete leaves lists without an answer.*2 or"):
         tiny.config(data__sources=entry)
     assert tiny.config(data__sources=entry.replace("values: 3", "values: 3, loss: all"))
+
+
+def test_shipped_configs_of_rows_that_choose_targets_train_on_no_others():
+    """A row that a buffer begins with is targets from end to end, and would outweigh many of the sources'."""
+    configs = [config_files.load(path).resolved() for path in ABLATIONS.glob("*.yaml")]
+    masked = [config for config in configs if config.data.masked]
+    assert {source.kind for config in masked for source in config.data.sources} >= set(SMALLEST)
+    for config in masked:
+        rows = from_config(config, range(2), "cpu")
+        for _ in range(3):
+            rows.draw(config.data.draw)
+            assert (rows.origins() < NO_SOURCE).all(), config.run.name
