@@ -42,11 +42,12 @@ def problems(*overrides: str, path: Path | None = None) -> list[str]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_builds_with_exactly_the_planned_parameters(path):
-    """Against the count of a model built on the meta device."""
+    """Against the count of a model built on the meta device, and its names, each of which one group trains."""
     config = config_files.load(path).resolved()
     model = parametrization.build(config, "meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == planning.parameters(config.model)
-    assert len(optim.parameter_groups(model, config)) >= 2
+    trained = [name for group in optim.parameter_groups(model, config) for name in group.names]
+    assert sorted(trained) == sorted(name for name, _ in model.named_parameters())
 
 
 @pytest.mark.parametrize("width", DEPTHS_AND_HEADS)
@@ -333,3 +334,14 @@ def test_the_published_stage_of_k_dyck():
     assert found.schedule.instances == 500 * 32 and found.optimizer.betas == [0.9, 0.999]
     assert (found.optimizer.learning_rate, found.optimizer.weight_decay, found.optimizer.clip) == (5e-4, 0.1, 1.0)
     assert (found.data.reset.constant, found.data.reset.noise) == (0, 0)
+    assert found.engine.precision == "fp32" and not found.mup.enabled and found.model.plain_blocks == 12
+    assert buffer_rows(found.data) == enriched_rows(found.data) == found.data.draw == 1
+
+
+def test_sources_are_looked_at_where_they_write_rows_only():
+    """With corpora neither the default source's seed, longer than a row here, nor its targets matter."""
+    corpora = ["data.kind=corpus", "data.corpora=[{path: x}]", "data.first_target=2"]
+    assert config_files.load(None, ["model.context=4", *corpora])
+    masked = "data.sources=[{kind: lists, task: sort, items: 1}]"
+    assert config_files.load(None, ["model.context=4", masked, *corpora])
+    assert "data.first_target: 2, but lists chooses its own targets" in "".join(problems(masked, *corpora[2:]))

@@ -365,7 +365,8 @@ def problems_between_sections(sections: dict[str, Any]) -> list[tuple[str, str]]
             found.append(("data.workers", f"{data.workers} is read with data.ahead=workers only; set that too"))
         if data.ahead == "workers" and data.kind == "corpus":
             found.append(("data.ahead", "workers are for synthetic rows; corpora are only read: give auto or thread"))
-        found += problems_of_sources(data.sources, model, data.first_target)
+        if data.kind == "synthetic":
+            found += problems_of_sources(data.sources, model, data.first_target)
         if model and data.first_target > model.context:
             message = f"{data.first_target} leaves no target in a row: at most model.context = {model.context}"
             found.append(("data.first_target", message))

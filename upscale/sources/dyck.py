@@ -233,7 +233,7 @@ class DyckSource(Source):
             open_types.scatter_(0, depth[None], torch.where(opens, types[time], held)[None])
             opened = (opened + opens) * ~ends
             number = (number + ends).clamp(max=len(pairs) - 1)
-            inside = ~ends
+            inside = ~ends  # the first token of a row, and the one after an end, begins a string
         return tokens
 
     def _may_open(self, depth: torch.Tensor, age: torch.Tensor, left: int) -> torch.Tensor:
