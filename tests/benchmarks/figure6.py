@@ -2,7 +2,7 @@
 
 Each curve is the `data` section of a config in configs/ablations/ on top of a base config, for every seed. What is
 compared is bits per character on texts and tasks that no source has seen. Runs that are finished are not run again, so
-the same command goes on where it was stopped.
+the same command goes on where it was stopped. A new config there is a new curve, unless LEFT_OUT says why not.
 
     python tests/benchmarks/figure6.py [--base configs/smoke.yaml] [--instances 11200] [--seeds 2] [--to docs/studies]
         [--curves lstm utm ...] [--runs runs/figure6] [section.key=value ...]
@@ -20,19 +20,36 @@ from pathlib import Path
 
 import yaml
 
+from upscale import schedule
+from upscale.checkpoint import run_directory
+from upscale.config import Config
+from upscale.data import lanes
+
 ABLATIONS = Path(__file__).parents[2] / "configs/ablations"
-CURVES = (
-    "lstm nobuf noit gru transformer pointwise pointwise_code automaton utm utm_10 utm_50 utm_250 utm_markov utm_lstm "
-    "nca nca_fixed dyck uniform"
-).split()
+LEFT_OUT = {
+    "nca_paper": "its tokens are no bytes",
+    "nest_paper": "its tokens are no bytes",
+    "dyck_balanced_paper": "dyck_balanced in longer rows",
+    "nobuf_paper": "one lane, of the paper's batch",
+    "paper_single_lane": "one lane, of the paper's batch",
+}
+"""Configs that are no curve, and why."""
+CURVES = sorted(path.stem for path in ABLATIONS.glob("*.yaml") if path.stem not in LEFT_OUT)
+SHORTER = {"noisy_set": {"total": 255}, "dyck_delimited": {"pairs": [16, 96], "depth": 32}}
+"""Keys of sources whose samples are longer than a row of the base, so that one fits."""
 TASKS = ["dyck", "ndfa", "aut", "bitsrep", "toy", "wp", "linux", "code"]
 EVALUATIONS = 4
+NAMED = 6
+"""Curves with a colour and a name in the picture, the best by their mean; the others are grey."""
+NOISE = "uniform"
 
 
-def train(curve: str, seed: int, options: argparse.Namespace) -> Path:
-    """One run to its end; its directory."""
+def overrides(curve: str, seed: int, options: argparse.Namespace) -> list[str]:
+    """What a run says on top of the base."""
     directory = options.runs / f"{curve}-{seed}"
-    data = yaml.safe_load((ABLATIONS / f"{curve}.yaml").read_text())["data"]
+    data = yaml.safe_load((ABLATIONS / f"{curve}.yaml").read_text()).get("data", {})
+    if curve in SHORTER:
+        data["sources"] = [{**source, **SHORTER[curve]} for source in data["sources"]]
     settings = {
         "run.name": directory.name,
         "run.dir": str(directory),
@@ -44,8 +61,14 @@ def train(curve: str, seed: int, options: argparse.Namespace) -> Path:
         "checkpoint.every": 0,
         **{f"data.{key}": value for key, value in data.items()},
     }
-    given = [f"{key}={json.dumps(value)}" for key, value in settings.items()]  # JSON is YAML
-    command = [sys.executable, "-m", "upscale.train", "--config", options.base, *given, *options.overrides]
+    return [*(f"{key}={json.dumps(value)}" for key, value in settings.items()), *options.overrides]  # JSON is YAML
+
+
+def train(curve: str, seed: int, options: argparse.Namespace) -> Path:
+    """One run to its end; its directory."""
+    directory = options.runs / f"{curve}-{seed}"
+    given = overrides(curve, seed, options)
+    command = [sys.executable, "-m", "upscale.train", "--config", options.base, *given]
     with open(options.runs / f"{directory.name}.log", "w") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
             raise SystemExit(f"{directory.name} failed; its output is in {log.name}")
@@ -58,6 +81,19 @@ def evaluations(directory: Path) -> list[dict]:
     records = {(record["instances"], record["task"]): record for record in map(json.loads, lines)}
     wanted = ("instances", "task", "bits_per_character", "markov_bits_per_character")
     return [{key: record[key] for key in wanted} for record in records.values()]
+
+
+def targets_per_row(config: Config) -> float:
+    """Targets of a training row, mean over all rows of a resolved config's run, which are written once more where rows
+    choose their targets."""
+    if not config.data.masked:
+        return config.model.context + 1 - config.data.first_target
+    rows, seen, found = lanes.from_config(config, range(config.data.lanes), "cpu"), 0, 0
+    while seen < config.schedule.instances:
+        batch = schedule.batch_size(seen, config.schedule, config.data.lanes)
+        found += int((rows.draw(batch // config.data.lanes)[:, 1:] >= 0).sum())
+        seen += batch
+    return found / seen
 
 
 def final(records: list[dict], curve: str, task: str) -> list[float]:
@@ -73,27 +109,39 @@ def table(records: list[dict], curves: list[str], options: argparse.Namespace) -
         "# Every source on equally many rows",
         "",
         f"Bits per character after {options.instances:,} rows, mean of {options.seeds} seeds, +- half their range; "
-        f"base {options.base}.",
+        f"base {options.base}. Targets: tokens of a training row that carry loss, in the mean. A curve has the sources "
+        "of the config of its name in `configs/ablations/`, in rows of the base's length.",
         "",
-        "| source | " + " | ".join(TASKS) + " | mean |",
-        "|---" * (len(TASKS) + 2) + "|",
+        "| source | targets | " + " | ".join(TASKS) + " | mean |",
+        "|---" * (len(TASKS) + 3) + "|",
     ]
-    rows = []
-    for curve in curves:
+    targets = {record["curve"]: record["targets_per_row"] for record in records}
+    for curve in ordered(records, curves):
         values = [final(records, curve, task) for task in TASKS]
         means = [statistics.mean(each) for each in values]
         cells = [f"{mean:.2f} +- {(max(each) - min(each)) / 2:.2f}" for mean, each in zip(means, values, strict=True)]
-        rows.append((statistics.mean(means), f"| {curve} | {' | '.join(cells)} | {statistics.mean(means):.2f} |"))
-    lines += [line for _, line in sorted(rows)]
+        lines.append(f"| {curve} | {targets[curve]:.0f} | {' | '.join(cells)} | {statistics.mean(means):.2f} |")
     baseline = {record["task"]: record["markov_bits_per_character"] for record in records}
-    lines.append("| in-context Markov | " + " | ".join(f"{baseline[task]:.2f}" for task in TASKS) + " | |")
+    lines.append("| in-context Markov | | " + " | ".join(f"{baseline[task]:.2f}" for task in TASKS) + " | |")
+    changed = [f"{curve} with {json.dumps(SHORTER[curve])}" for curve in curves if curve in SHORTER]
+    lines += ["", f"So that a sample fits into a row: {', '.join(changed)}."] if changed else []
     changed = ["--base", options.base, "--instances", str(options.instances), "--seeds", str(options.seeds)]
     command = shlex.join(["python", "tests/benchmarks/figure6.py", *changed, *options.overrides])
     return "\n".join([*lines, "", f"    {command}", "", "![bits per character over rows](figure6.png)"]) + "\n"
 
 
+def ordered(records: list[dict], curves: list[str]) -> list[str]:
+    """The curves by their last values' mean over tasks, the best first."""
+
+    def mean(curve: str) -> float:
+        return statistics.mean(statistics.mean(final(records, curve, task)) for task in TASKS)
+
+    return sorted(curves, key=mean)
+
+
 def draw(records: list[dict], curves: list[str], path: Path) -> None:
-    """A panel a task: bits per character over rows, mean and range of the seeds."""
+    """A panel a task: bits per character over rows. The best curves in colours with the range of their seeds, uniform
+    noise in black, the mean of each other one in grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -101,22 +149,30 @@ def draw(records: list[dict], curves: list[str], path: Path) -> None:
 
     figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
+    best = ordered(records, curves)
+    looks = {curve: {**look_of(index), "zorder": 3} for index, curve in enumerate(best[:NAMED])}
+    looks.setdefault(NOISE, {"color": "black", "linestyle": (0, (1, 1.2)), "linewidth": 1.8, "zorder": 3})
+    others = {"color": "#b5b5b5", "linewidth": 0.9, "zorder": 2}
     for panel, task in zip(figure.subplots(2, 4).ravel(), TASKS, strict=True):
-        for index, curve in enumerate(curves):
+        for curve in best:
+            look = looks.get(curve, others)
             points: dict[int, list[float]] = {}
             for record in records:
                 if (record["curve"], record["task"]) == (curve, task):
                     points.setdefault(record["instances"], []).append(record["bits_per_character"])
             places = sorted(points)
-            panel.plot(places, [statistics.mean(points[place]) for place in places], label=curve, **look_of(index))
-            low, high = ([pick(points[place]) for place in places] for pick in (min, max))
-            panel.fill_between(places, low, high, color=look_of(index)["color"], alpha=0.15, linewidth=0)
+            label = curve if curve in looks else None
+            panel.plot(places, [statistics.mean(points[place]) for place in places], label=label, **look)
+            if curve in looks:
+                low, high = ([pick(points[place]) for place in places] for pick in (min, max))
+                panel.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        panel.plot([], [], label=f"{len(set(best) - set(looks))} others (in the table)", **others)
         panel.axhline(8, color="black", linewidth=0.8, linestyle=":")
         panel.set_title(task, loc="left")
         panel.set_xlabel("rows")
         panel.set_ylim(top=9)
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=9, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -132,11 +188,14 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     options.to.mkdir(parents=True, exist_ok=True)
-    records = []
+    records, targets = [], {}
     for seed in range(options.seeds):
         for curve in options.curves:
-            found = evaluations(train(curve, seed, options))
-            mine = [{"curve": curve, "seed": seed, **record} for record in found]
+            directory = train(curve, seed, options)
+            if curve not in targets:
+                targets[curve] = targets_per_row(run_directory.read_config(directory).resolved())
+            about = {"curve": curve, "seed": seed, "targets_per_row": round(targets[curve], 3)}
+            mine = [{**about, **record} for record in evaluations(directory)]
             records += mine
             last = statistics.mean(final(mine, curve, task)[0] for task in TASKS)
             print(f"{curve} seed {seed}: {last:.3f} bits per character, mean of {len(TASKS)} tasks", flush=True)

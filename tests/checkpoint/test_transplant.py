@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tiny
+from tests.engines import common
+from tests.ranks import run_ranks
+from upscale import engines
 from upscale.checkpoint import export, transplant, warm_start
 from upscale.config import Config
 from upscale.config import files as config_files
@@ -143,6 +146,62 @@ def test_parts_are_mixed_from_other_files(source, tmp_path):
         begun(path, init__mix=f"{{head: {tmp_path / 'b.safetensors'}}}")
     with pytest.raises(UserError, match=r"init.mix.ff: init.from: there is no nowhere"):
         begun(path, init__mix="{ff: nowhere}")
+
+
+ENGINES = {
+    "stage 1": {"engine__zero_stage": 1},
+    "stage 3": {"engine__zero_stage": 3},
+    "fsdp": {"engine__name": "fsdp"},
+}
+PROTOCOLS = {
+    "attention alone": {"init__reinitialize": "[embeddings, head, ff, norms, gates]"},
+    "ff alone, mean rows": {
+        "init__reinitialize": "[attention, norms, gates]",
+        "init__rows__embeddings": "mean",
+        "init__rows__head": "mean",
+    },
+    "all, other tokens, fewer positions": {
+        "model__vocabulary": 300,
+        "model__context": 12,
+        "init__rows": "{embeddings: matched, head: sampled, positions: first}",
+    },
+    "sampled rows": {"init__rows__embeddings": "sampled", "init__rows__head": "sampled"},
+    "shuffled": {"init__control": "shuffled"},
+    "gaussian, mixed": {"init__control": "gaussian", "init__mix": "{ff: OTHER}"},
+}
+
+
+def begun_on_ranks(world: World, source: Path, protocols: dict[str, dict]) -> dict[tuple[str, str], dict]:
+    """The weights that this rank holds as a run begins, by protocol and engine."""
+    found = {}
+    for name, changes in protocols.items():
+        for label, kind in ENGINES.items():
+            config = tiny.config(**{**AWAKE, "init__from": source, "run__seed": 5, **changes, **kind})
+            engine = engines.create(config, parametrization.build(config, "meta"), world)
+            warm_start.wanted(config).load(config, engine, world)
+            found[name, label] = {"end": common.copies(engine, "")}
+            engine.close()
+    return found
+
+
+def test_two_ranks_begin_with_the_weights_of_one(source, tmp_path):
+    """Bit for bit, under ZeRO 1 and 3 and FSDP2, against one rank that holds every parameter whole."""
+    exported(tmp_path / "b.safetensors", run__seed=9)
+    other = str(tmp_path / "b.safetensors")
+    protocols = {
+        name: {key: str(value).replace("OTHER", other) for key, value in changes.items()}
+        for name, changes in PROTOCOLS.items()
+    }
+    results = run_ranks(begun_on_ranks, 2, source[0], protocols)
+    for name, changes in protocols.items():
+        expected, _ = begun(source[0], **changes)
+        for label in ENGINES:
+            sizes = {key: value for key, value in changes.items() if key.startswith("model__")}
+            weights = common.whole([rank[name, label] for rank in results], "weight", **sizes)
+            assert weights.keys() == expected.keys()
+            for parameter, weight in expected.items():
+                assert torch.equal(weights[parameter], weight.view(-1)), (name, label, parameter)
+        assert any(not torch.equal(weight, source[1][key]) for key, weight in expected.items()), name
 
 
 @pytest.mark.parametrize(

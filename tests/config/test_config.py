@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import upscale
-from upscale import optim, planning
+from upscale import optim, planning, schedule
 from upscale.checkpoint import run_directory
 from upscale.config import buffer_rows, enriched_rows
 from upscale.config import files as config_files
@@ -42,11 +42,12 @@ def problems(*overrides: str, path: Path | None = None) -> list[str]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_builds_with_exactly_the_planned_parameters(path):
-    """Against the count of a model built on the meta device."""
+    """Against the count of a model built on the meta device, and its names, each of which one group trains."""
     config = config_files.load(path).resolved()
     model = parametrization.build(config, "meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == planning.parameters(config.model)
-    assert len(optim.parameter_groups(model, config)) >= 2
+    trained = [name for group in optim.parameter_groups(model, config) for name in group.names]
+    assert sorted(trained) == sorted(name for name, _ in model.named_parameters())
 
 
 @pytest.mark.parametrize("width", DEPTHS_AND_HEADS)
@@ -294,3 +295,53 @@ def test_a_config_is_written_from_a_checkout_that_is_not_installed(tmp_path, mon
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())["versions"]
     assert written["upscale"] == "not installed" and written["torch"] == "1"
     assert config_files.load(tmp_path / "config.yaml").resolved() == config
+
+
+@pytest.mark.parametrize(
+    ("name", "row_tokens", "source"),
+    [
+        ("dyck_balanced_paper", 2048, dict(kind="dyck", variant="balanced", brackets=64, open_probability=0.5)),
+        (
+            "dyck_words",
+            None,
+            dict(kind="dyck", variant="words", brackets=30, open_probability=0.5, depth=16, word_tokens=509),
+        ),
+        ("nest_paper", 512, dict(kind="nesting", structure="nest", words=500, zipf=True, paired=False)),
+        (
+            "dyck_delimited",
+            None,
+            dict(kind="dyck", variant="delimited", brackets=64, open_probability=0.55, depth=256, pairs=[128, 768]),
+        ),
+    ],
+)
+def test_the_four_things_that_are_called_k_dyck(name, row_tokens, source):
+    """Against the settings of each paper or package; rows are as long as there where one is one sample."""
+    found = config_files.load(CONFIGS / f"ablations/{name}.yaml").resolved()
+    (entry,) = found.data.sources
+    assert {key: getattr(entry, key) for key in source} == source
+    assert row_tokens in (None, found.model.context + 1)
+    assert found.data.first_target == 1 and found.data.control == "none"
+
+
+def test_the_published_stage_of_k_dyck():
+    """arXiv 2601.21725's code: 500 steps of 32 rows at 5e-4, no warm-up, no decay, nothing asleep, no resets."""
+    found = config_files.load(CONFIGS / "ablations/dyck_balanced_paper.yaml").resolved()
+    assert [found.model.width, found.model.depth, found.model.heads, found.model.dropout] == [768, 12, 12, 0.1]
+    for seen in (0, 8000, 15968):
+        assert schedule.batch_size(seen, found.schedule, found.data.lanes) == 32
+        assert schedule.learning_rate_factor(seen, found.schedule) == 1
+        assert schedule.active_blocks(seen, found.schedule, found.model) == 12
+    assert found.schedule.instances == 500 * 32 and found.optimizer.betas == [0.9, 0.999]
+    assert (found.optimizer.learning_rate, found.optimizer.weight_decay, found.optimizer.clip) == (5e-4, 0.1, 1.0)
+    assert (found.data.reset.constant, found.data.reset.noise) == (0, 0)
+    assert found.engine.precision == "fp32" and not found.mup.enabled and found.model.plain_blocks == 12
+    assert buffer_rows(found.data) == enriched_rows(found.data) == found.data.draw == 1
+
+
+def test_sources_are_looked_at_where_they_write_rows_only():
+    """With corpora neither the default source's seed, longer than a row here, nor its targets matter."""
+    corpora = ["data.kind=corpus", "data.corpora=[{path: x}]", "data.first_target=2"]
+    assert config_files.load(None, ["model.context=4", *corpora])
+    masked = "data.sources=[{kind: lists, task: sort, items: 1}]"
+    assert config_files.load(None, ["model.context=4", masked, *corpora])
+    assert "data.first_target: 2, but lists chooses its own targets" in "".join(problems(masked, *corpora[2:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from tests import tiny
 from tests.corpora import test_documents as documents
 from tests.corpora.small import corpus, text
 from tests.reference import documents as reference
-from upscale.cli import evaluate
+from tests.reference import perplexity
+from tests.test_train import losses, train
+from upscale.cli import evaluate, prepare
 from upscale.corpora.shards.reading import Corpus
 from upscale.data import training_rows
 from upscale.errors import UserError
@@ -146,6 +149,26 @@ def test_the_command(folder, monkeypatch, capsys):
     assert (
         f"{found['bits_per_byte']:.4f} bits per byte, perplexity {found['perplexity']:.3f}" in capsys.readouterr().out
     )
+
+
+def test_from_a_text_to_perplexity(tmp_path, tokenizer, capsys):
+    """The three commands on one text, against the tokenizer, and each token's logits given only those before it."""
+    known, file = tokenizer
+    (tmp_path / "a.jsonl").write_bytes(documents.as_lines())
+    place, run = tmp_path / "tokens", tmp_path / "run"
+    asked = ["--from", tmp_path / "a.jsonl", "--held-out", documents.SHARE, "--tokenizer", file]
+    assert prepare.main(["text", "--to", *map(str, [place, *asked])]) == 0
+    vocabulary = known.get_vocab_size()
+    train(run, "data.kind=corpus", f"data.corpora=[{{path: {place}}}]", f"model.vocabulary={vocabulary}")
+    assert losses(run)[0] == pytest.approx(math.log2(vocabulary), abs=0.5) and losses(run)[-1] < losses(run)[0] - 1
+    capsys.readouterr()
+    assert evaluate.main(["--run", str(run), "--corpus", str(place)]) == 0
+    shown = capsys.readouterr().out
+    content = reference.splits(documents.DOCUMENTS, held_out=documents.SHARE)["validation"]
+    ids = [[*known.encode(each.decode()).ids, known.token_to_id("</s>")] for each in content.split(b"\0")[:-1]]
+    found = perplexity.measure(upscale.load(run), sum(ids, []), 16, content.replace(b"\0", b""))
+    pattern = r"([\d.]+) bits per byte, perplexity ([\d.]+), ([\d.]+) .* bits per token"
+    assert [float(each) for each in re.search(pattern, shown).groups()] == pytest.approx(found, abs=6e-4)
 
 
 def test_a_tokenizer_that_does_not_fit(tmp_path, tokenizer):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import webdataset
 
+import upscale
 from tests import tiny
 from tests.corpora.small import corpus, text
 from upscale.cli.generate import main
@@ -81,6 +82,9 @@ def test_every_reader_finds_the_rows(tmp_path, changes):
     ranks = [training_rows.open_rows(reading)(owned_lanes(LANES, rank, 3), "cpu") for rank in range(3)]
     read = torch.cat([rank.draw(9).unflatten(0, (4, 9)) for rank in ranks]).transpose(0, 1).flatten(0, 1)
     assert read.dtype == (torch.int16 if two_bytes else torch.uint8)
+    if changes is MASKED:
+        with pytest.raises(UserError, match="form is tokens, but these rows say which tokens are targets"):
+            upscale.rows(reading, form="tokens")
     assert torch.equal(read, torch.cat([rows, rows[: LANES * 9 - ROWS]]))
 
 
@@ -133,8 +137,10 @@ def test_a_stopped_call_is_continued(tmp_path, monkeypatch, shard, moment):
 def test_a_complete_corpus_is_found_and_checked(tmp_path):
     first = made(tmp_path / "rows")
     assert made(tmp_path / "rows") == first
-    with pytest.raises(UserError, match="already holds rows with"):
-        made(tmp_path / "rows", rows=50)
+    others = [{"rows": 50}, {"run__seeds__rows": 1}, {"run__seeds__order": 1}, {"data__control": "shuffled"}]
+    for other in others:
+        with pytest.raises(UserError, match="already holds rows with"):
+            made(tmp_path / "rows", **other)
     shard = tmp_path / "rows" / "train-00001.tar"
     content = bytearray(shard.read_bytes())
     content[600] ^= 1

@@ -214,6 +214,10 @@ def test_states_of_other_rows_are_refused():
     next(iter(stream))
     with pytest.raises(UserError, match="run.seed: there 0, here 1"):
         upscale.rows(config(run__seed=1)).load_state_dict(stream.state_dict())
+    with pytest.raises(UserError, match="run.seed: there 0, here 2"):
+        upscale.rows(config(run__seeds__rows=2)).load_state_dict(stream.state_dict())
+    with pytest.raises(UserError, match=r"other rows:\n  run.seeds.order: there 0, here 3$"):
+        upscale.rows(config(run__seeds__order=3)).load_state_dict(stream.state_dict())
     with pytest.raises(UserError, match="no state of `upscale.rows`"):
         stream.load_state_dict({"buffers": torch.zeros(1)})
     half = upscale.rows(config(), rank=0, world_size=2).state_dict()

@@ -108,14 +108,17 @@ class DyckSource(RowSource):
         open_probability=0.5,
         depth=64,
         word_tokens=None,
+        pairs=None,
         permute=False,
     ):
         self.vocabulary, self.variant, self.brackets, self.permute = vocabulary, variant, brackets, permute
-        self.open_probability, self.depth, self.word_tokens = open_probability, depth, word_tokens
+        self.open_probability, self.depth, self.word_tokens, self.pairs = open_probability, depth, word_tokens, pairs
 
     def row(self, stream, rows, row, length):
         wishes = [uniform(word) for word in words(stream, Purpose.DYCK_OPEN, rows, row, length)]
         types = [(word * self.brackets) >> 32 for word in words(stream, Purpose.DYCK_TYPE, rows, row, length)]
+        if self.variant == "delimited":
+            return self.strings(stream, rows, row, wishes, types)[:length]
         tokens, stack, word = [], [], 0
         for wish, kind in zip(wishes, types, strict=True):
             left = length - len(tokens)
@@ -132,6 +135,29 @@ class DyckSource(RowSource):
             word = word + 1 if stack else 0
         ids = permutation(stream, rows, row, self.vocabulary) if self.permute else range(self.vocabulary)
         return [ids[token] for token in tokens]
+
+    def strings(self, stream, rows, row, wishes, types):
+        """String after string, each between its two marks, until the row is full; a mark uses up a wish and a type."""
+        fewest, most = self.pairs
+        length = len(types)
+        most_strings = -(-length // (2 * fewest + 2))
+        drawn = words(stream, Purpose.DYCK_PAIRS, rows, row, most_strings)
+        tokens = []
+        for word in drawn:
+            pairs = fewest + ((word * (most - fewest + 1)) >> 32)
+            tokens.append(2 * self.brackets)
+            stack, opened = [], 0
+            while (opened < pairs or stack) and len(tokens) < length:
+                wish, kind = wishes[len(tokens)], types[len(tokens)]
+                may_open = opened < pairs and len(stack) < self.depth
+                if stack and not (may_open and wish < self.open_probability):
+                    tokens.append(self.brackets + stack.pop())
+                else:
+                    stack.append(kind)
+                    opened += 1
+                    tokens.append(kind)
+            tokens.append(2 * self.brackets + 1)
+        return tokens
 
 
 class ShuffleDyckSource(RowSource):

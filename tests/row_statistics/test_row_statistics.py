@@ -2,14 +2,19 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from upscale import row_statistics
+from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.row_statistics import inputs
 from upscale.row_statistics.measures import measure
+from upscale.sources import KINDS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_noise_constants_and_cycles_measure_as_they_must():
@@ -91,3 +96,18 @@ def test_configs_texts_and_files_stand_side_by_side(tmp_path):
 def test_mistakes_are_named(names, words):
     with pytest.raises(UserError, match=words):
         inputs.gather(names, [], rounds=1)
+
+
+def test_committed_statistics_are_of_every_kind_of_source():
+    """Against the kinds that there are; what is named like a shipped config was measured of it."""
+    shipped = {path.stem: path for path in (ROOT / "configs/ablations").glob("*.yaml")}
+    files = [ROOT / "docs/statistics" / folder / "statistics.json" for folder in ("", "formal")]
+    names = {name for file in files for name in json.loads(file.read_text())}
+    configs = [config_files.load(shipped[name]) for name in names & set(shipped)]
+    assert {source.kind for config in configs for source in config.data.sources} == set(KINDS)
+
+
+def test_a_name_that_is_nothing_is_told_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(inputs, "_of_config", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UserError, match=r"model.context=512: neither a config .*; overrides stand before --stats"):
+        inputs.gather(["configs/ablations/lstm.yaml", "model.context=512"], [], rounds=1)

@@ -29,6 +29,9 @@ CASES = [
     (DyckSource, dict(vocabulary=256, brackets=5, depth=6, word_tokens=9)),
     (DyckSource, dict(vocabulary=256, variant="balanced")),
     (DyckSource, dict(vocabulary=300, variant="balanced", brackets=150, open_probability=0.7)),
+    (DyckSource, dict(vocabulary=256, variant="delimited", pairs=[3, 9], open_probability=0.55, depth=4)),
+    (DyckSource, dict(vocabulary=4, variant="delimited", brackets=1, pairs=[1, 2])),
+    (DyckSource, dict(vocabulary=300, variant="delimited", pairs=[40, 50], open_probability=0.9, depth=256)),
     (ShuffleDyckSource, dict(vocabulary=256)),
     (ShuffleDyckSource, dict(vocabulary=6, brackets=3, depth=8, open_probability=0.51)),
 ]
@@ -118,6 +121,29 @@ def test_balanced_rows_end_balanced(length):
         assert len(stack) == length % 2
 
 
+def test_delimited_strings_are_balanced_and_of_all_the_numbers_of_pairs():
+    """Against a stack machine: between two marks a string of 3 to 5 pairs, equally often, never deeper than 2."""
+    source = DyckSource(vocabulary=12, variant="delimited", brackets=5, open_probability=0.6, depth=2, pairs=[3, 5])
+    found, deepest = [], 0
+    for row in rows_of(source, lanes=2, rows=100, length=200).tolist():
+        stack, pairs = [], 0
+        assert row[0] == 10
+        for before, token in zip(row, row[1:], strict=False):
+            if token < 5:
+                stack.append(token)
+                pairs += 1
+            elif token < 10:
+                assert stack.pop() == token - 5
+            elif token == 11:
+                assert not stack
+                found.append(pairs)
+                pairs = 0
+            assert (before == 11) == (token == 10)
+            deepest = max(deepest, len(stack))
+    assert set(found) == {3, 4, 5} and deepest == 2
+    assert all(abs(found.count(pairs) / len(found) - 1 / 3) < 0.03 for pairs in (3, 4, 5)), len(found)
+
+
 @pytest.mark.parametrize(
     ("kind", "arguments", "words"),
     [
@@ -126,8 +152,9 @@ def test_balanced_rows_end_balanced(length):
         (DyckSource, dict(brackets=129), "brackets is 129; allowed: 1 to half of the vocabulary .128."),
         (DyckSource, dict(open_probability=1.5), "open_probability is 1.5; allowed: 0 to 1"),
         (DyckSource, dict(depth=0), "depth is 0; allowed: 1 or more"),
-        (DyckSource, dict(variant="cut"), "variant is 'cut'; allowed: words, balanced"),
+        (DyckSource, dict(variant="cut"), "variant is 'cut'; allowed: words, balanced, delimited"),
         (DyckSource, dict(word_tokens=0), "word_tokens is 0; allowed: 1 or more"),
+        (DyckSource, dict(variant="delimited", pairs=[5, 4]), r"pairs is \[5, 4\]; allowed: the fewest and the most"),
         (ShuffleDyckSource, dict(brackets=129), "brackets is 129; allowed: 1 to half of the vocabulary .128."),
         (ShuffleDyckSource, dict(depth=0), "depth is 0; allowed: 1 or more"),
         (ShuffleDyckSource, dict(open_probability=-0.1), "open_probability is -0.1; allowed: 0 to 1"),

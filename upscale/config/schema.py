@@ -139,7 +139,8 @@ class DataConfig(Section):
     kind: Literal["synthetic", "corpus"] = "synthetic"
     """Where rows come from: sources that write them as training goes, or random windows of prepared texts."""
     corpora: list[CorpusConfig] = []
-    """corpus only: the texts. The keys below other than `lanes` and `ahead` are for synthetic rows only."""
+    """corpus only: the texts. The keys below other than `lanes`, `first_target` and `ahead` are for synthetic rows
+    only."""
     split: Literal["train", "validation", "test"] = "train"
     """corpus only: which part of the texts is trained on."""
     lanes: Count = 64
@@ -364,7 +365,8 @@ def problems_between_sections(sections: dict[str, Any]) -> list[tuple[str, str]]
             found.append(("data.workers", f"{data.workers} is read with data.ahead=workers only; set that too"))
         if data.ahead == "workers" and data.kind == "corpus":
             found.append(("data.ahead", "workers are for synthetic rows; corpora are only read: give auto or thread"))
-        found += problems_of_sources(data.sources, model, data.first_target)
+        if data.kind == "synthetic":
+            found += problems_of_sources(data.sources, model, data.first_target)
         if model and data.first_target > model.context:
             message = f"{data.first_target} leaves no target in a row: at most model.context = {model.context}"
             found.append(("data.first_target", message))

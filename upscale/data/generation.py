@@ -104,12 +104,16 @@ class _Work:
         tree = config_files.as_tree(config)
         self.options: dict[str, Any] = {
             "rows": rows,
-            "seed": config.run.seed,
+            "seed": config.seed("rows"),
             "context": config.model.context,
             "vocabulary": config.model.vocabulary,
             **{key: tree["data"][key] for key in ("lanes", "draw", "enrich", "buffer", "reset", "iterate", "sources")},
         }
         """All that decides which bytes are written, but for how floats are rounded."""
+        if config.seed("order") != config.seed("rows"):
+            self.options["order_seed"] = config.seed("order")
+        if config.data.control != "none":
+            self.options["control"] = config.data.control
 
     def found(self) -> Index:
         """The index of a complete corpus, if it is what was asked for and whole."""

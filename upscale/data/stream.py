@@ -101,11 +101,11 @@ class RowStream(IterableDataset):
         self.config, self.form, self.device = config, form, torch.device(device)
         self.lanes: tuple[int, ...] = tuple(_share(config.data.lanes, rank, world_size, "ranks", config))
         """This rank's lanes, of which a DataLoader worker has a share."""
-        if form == "tokens" and (config.data.masked or config.data.first_target > 1):
+        self._open = open_rows(config)
+        if form == "tokens" and (self._open.masked or config.data.first_target > 1):
             raise UserError(
                 "form is tokens, but these rows say which tokens are targets, which would be lost: give pairs or labels"
             )
-        self._open = open_rows(config)
         self._rows: Rows | None = None
         self._pending: State | None = None
         self._block: torch.Tensor | None = None
@@ -234,7 +234,8 @@ def _what_decides(config: Config) -> dict[str, Any]:
     tree = config_files.as_tree(config)
     data = {key: value for key, value in tree["data"].items() if key not in ("ahead", "workers", "corpora")}
     return {
-        "run.seed": tree["run"]["seed"],
+        "run.seed": config.seed("rows"),
+        "run.seeds.order": config.seed("order"),
         "model.context": tree["model"]["context"],
         "model.vocabulary": tree["model"]["vocabulary"],
         **{f"data.{key}": value for key, value in data.items()},

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -116,14 +117,26 @@ class CorpusLanes:
         self.rounds.copy_(state["rounds"])
 
 
-def open_rows(config: Config) -> Callable[[Sequence[int], torch.device | str], Rows]:
-    """What makes a rank's rows from its lanes and its device, for a resolved config.
+@dataclass(frozen=True)
+class Opened:
+    """What makes a rank's rows from its lanes and its device."""
+
+    make: Callable[[Sequence[int], torch.device | str], Rows]
+    masked: bool
+    """Whether some rows tell, token by token, which are targets."""
+
+    def __call__(self, lanes: Sequence[int], device: torch.device | str) -> Rows:
+        return self.make(lanes, device)
+
+
+def open_rows(config: Config) -> Opened:
+    """What makes a rank's rows, for a resolved config.
 
     Corpora are opened and checked here, before anything is started or written; raises UserError for bad ones.
     """
     data = config.data
     if data.kind == "synthetic":
-        return functools.partial(from_config, config)
+        return Opened(functools.partial(from_config, config), data.masked)
     windows = Windows.open(
         [corpus.path for corpus in data.corpora],
         weights=[corpus.weight for corpus in data.corpora],
@@ -131,8 +144,9 @@ def open_rows(config: Config) -> Callable[[Sequence[int], torch.device | str], R
         context=config.model.context,
         seed=config.seed("order"),
         vocabulary=config.model.vocabulary,
+        first_target=data.first_target,
     )
-    return functools.partial(CorpusLanes, windows, _digest(data), data.lanes)
+    return Opened(functools.partial(CorpusLanes, windows, _digest(data), data.lanes), windows.masked)
 
 
 def _digest(data: DataConfig) -> bytes:

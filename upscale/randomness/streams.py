@@ -110,6 +110,7 @@ class Purpose(IntEnum):
     REWRITE_ORDER = 91
     REWRITE_VALUE_LENGTH = 92
     REWRITE_VALUE = 93
+    DYCK_PAIRS = 94
 
     DATA_ORDER = 128
     DROPOUT = 129

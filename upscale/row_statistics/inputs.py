@@ -25,6 +25,12 @@ def gather(names: Sequence[str], overrides: Sequence[str], *, rounds: int) -> di
     A name ending in .yaml is a config, whose buffers are drawn from after `rounds` rounds; a name of a text or task is
     that; any other is a file. Overrides are for the configs. Raises UserError for what is none of these.
     """
+    for name in names:
+        if not (name.endswith((".yaml", ".yml")) or name in suite.NAMES or Path(name).is_file()):
+            raise UserError(
+                f"--stats {name}: neither a config (*.yaml), nor a file, nor one of {', '.join(suite.NAMES)}; "
+                "overrides stand before --stats"
+            )
     found: dict[str, np.ndarray] = {}
     for name in names:
         label = Path(name).stem if name.endswith(".yaml") else name
@@ -37,12 +43,8 @@ def gather(names: Sequence[str], overrides: Sequence[str], *, rounds: int) -> di
             if dataset.skipped:
                 raise UserError(f"--stats {name}: {dataset.skipped}; or give the file itself")
             found[label] = _slices(name, dataset.data)
-        elif Path(name).is_file():
-            found[label] = _slices(name, np.fromfile(name, np.uint8))
         else:
-            raise UserError(
-                f"--stats {name}: neither a config (*.yaml), nor a file, nor one of {', '.join(suite.NAMES)}"
-            )
+            found[label] = _slices(name, np.fromfile(name, np.uint8))
     length = min(rows.shape[1] for rows in found.values())
     return {name: rows[:, :length] for name, rows in found.items()}
 

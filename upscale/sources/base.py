@@ -56,7 +56,11 @@ class SourceSettings(Section):
 
     @property
     def masked(self) -> bool:
-        """Whether some of the source's tokens are no targets."""
+        """Whether some of the source's tokens are no targets; each row has one all the same, behind its first token.
+
+        Settings that could write a row without any are refused in `problems`, so that no batch of any mixture lacks
+        targets, on whichever rank.
+        """
         return False
 
     def bits(self, length: int, vocabulary: int) -> Sequence[float] | numpy.ndarray | None:

@@ -58,6 +58,8 @@ class ListsSettings(SourceSettings):
     def problems(self, model: ModelConfig | None) -> Problems:
         if self.task == "union" and self.items % 2:
             yield "items", f"{self.items} cannot be halved for union: give an even number"
+        if self.task == "delete" and self.items == 1 and self.masked:
+            yield "items", "1 with task: delete leaves lists without an answer, and so without a target: give 2 or more"
         if model and self.values + 2 > model.vocabulary:
             yield "values", f"{self.values} need {self.values + 2} tokens: {exceeds(model)}"
         if model and sample_length(self.task, self.items) > model.context + 1:

@@ -144,11 +144,14 @@ class Microbatches:
         return loss
 
     def weight_of_a_target(self, rows: torch.Tensor, batch: int, skipped: int) -> torch.Tensor | float:
-        """One over the targets of the global batch, which are counted over the ranks where rows choose their own."""
+        """One over the targets of the global batch, which are counted over the ranks where rows choose their own.
+
+        There is at least one in each row: sources and corpora that could write another are refused before the start.
+        """
         data = self.config.data
         if rows.dtype == torch.uint8 or (data.kind == "synthetic" and not data.masked):
             return 1 / (batch * (self.config.model.context - skipped))
-        return 1 / self.world.all_reduce_sum((rows[:, 1:] >= 0).sum()).clamp(min=1)
+        return 1 / self.world.all_reduce_sum((rows[:, 1 + skipped :] >= 0).sum())
 
     def seed_dropout(self, step: int, index: int) -> None:
         """Torch's masks depend on (seed, step, micro-batch, rank): a resumed run in the same world draws them again."""

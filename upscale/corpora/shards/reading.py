@@ -24,6 +24,8 @@ from upscale.corpora.shards import index
 from upscale.errors import RunError, UserError
 from upscale.randomness.streams import Purpose, Stream
 
+SCANNED_BYTES = 1 << 24
+"""What is read at once to look for rows without a target."""
 OTHER_FILES = 512
 """Files and sockets that a rank may open besides a corpus."""
 
@@ -170,6 +172,9 @@ class Windows:
     corpora: wherever this one is drawn).
     """
 
+    masked = False
+    """Whether some rows have tokens that are no targets."""
+
     def __init__(self, splits: Sequence[Split], weights: Sequence[float], *, context: int, seed: int) -> None:
         self._splits = list(splits)
         self._cumulative_weights = torch.tensor(weights, dtype=torch.float64).cumsum(0)
@@ -190,13 +195,15 @@ class Windows:
         context: int,
         seed: int,
         vocabulary: int | None = None,
+        first_target: int = 1,
         hashes: bool = True,
     ) -> Windows:
         """Rows of context + 1 tokens of prepared corpora, drawn from each in proportion to its weight.
 
         Without weights every row of all the corpora is equally likely. Raises UserError, for all folders at once:
         shards that are missing, truncated or (`hashes`) altered, a split smaller than one window, rows that are too
-        short, tokens that a model of `vocabulary` does not have, tokens of different sizes, bad weights.
+        short, rows none of whose tokens from `first_target` to `context` is a target, tokens that a model of
+        `vocabulary` does not have, tokens of different sizes, bad weights.
         """
         if not folders:
             raise UserError("no corpus was given; allowed: one or more folders that `upscale prepare` wrote")
@@ -204,11 +211,12 @@ class Windows:
             raise UserError(
                 f"weights {list(weights)} for {len(folders)} corpora; allowed: one positive number for each"
             )
-        splits, mistakes = [], []
+        splits, mistakes, masked = [], [], False
         for folder in folders:
             try:
                 found = Corpus.open(folder, splits=[split], hashes=hashes).splits[split]
                 _check(found, context, vocabulary)
+                masked |= _choose_targets(found, context, first_target)
                 splits.append(found)
             except UserError as error:
                 mistakes.append(str(error))
@@ -217,7 +225,9 @@ class Windows:
         if len({found.description.token_bytes for found in splits}) > 1:
             sizes = ", ".join(f"{found.folder}: {found.description.token_bytes}" for found in splits)
             raise UserError(f"bytes a token differ: {sizes}. Mix corpora of bytes, or corpora of larger tokens, only.")
-        return cls(splits, weights or [_starts(found, context) for found in splits], context=context, seed=seed)
+        windows = cls(splits, weights or [_starts(found, context) for found in splits], context=context, seed=seed)
+        windows.masked = masked
+        return windows
 
     def places(self, instances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Corpus and first byte of each row: two (n,) int64 for instances (n,) int64 in [0, 2^63).
@@ -278,3 +288,29 @@ def _check(split: Split, context: int, vocabulary: int | None) -> None:
             f"{folder} has tokens below {found.vocabulary:,}, but model.vocabulary is {vocabulary:,}: "
             f"set model.vocabulary={found.vocabulary}"
         )
+
+
+def _choose_targets(split: Split, context: int, first_target: int) -> bool:
+    """Whether the split has tokens that are no targets: negative ones, of rows that sources wrote.
+
+    Every row is looked at; raises UserError where one would be read without a target, so that its loss is no number.
+    """
+    found = split.description
+    if found.row_tokens is None or found.token_bytes == 1:
+        return False
+    stride = _stride(split)
+    at_once = max(1, SCANNED_BYTES // stride) * stride
+    without, masked = 0, False
+    for start in range(0, len(split), at_once):
+        content = split.read(start, min(at_once, len(split) - start))
+        rows = np.frombuffer(content, "<i2").reshape(-1, found.row_tokens)
+        masked |= bool((rows < 0).any())
+        without += int((rows[:, first_target : context + 1] < 0).all(axis=1).sum())
+    if without:
+        whole = (context, first_target) == (found.row_tokens - 1, 1)
+        way = "Generate" if whole else f"Set model.context={found.row_tokens - 1} and data.first_target=1, or generate"
+        raise UserError(
+            f"{without:,} of the {len(split) // stride:,} rows of {split.folder} have no target among their tokens "
+            f"{first_target} to {context} (data.first_target to model.context). {way} rows that all have one."
+        )
+    return masked
