@@ -19,7 +19,7 @@ import pytest
 from tests.corpora import inputs
 from tests.corpora.small import text
 from upscale.corpora.archives import forms, unpacking
-from upscale.corpora.archives.inputs import entries, single_text
+from upscale.corpora.archives.inputs import HardLink, entries, single_text
 from upscale.errors import UserError
 
 MIB = 1 << 20
@@ -30,7 +30,7 @@ def content_of(path: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for entry in entries(path, lambda _: None):
         name = os.fsdecode(entry.name)
-        found[name] = found[os.fsdecode(entry.link)] if entry.stream is None else entry.stream.read()
+        found[name] = found[os.fsdecode(entry.target)] if isinstance(entry, HardLink) else entry.stream.read()
     return found
 
 

@@ -20,7 +20,7 @@ from tests.corpora import inputs
 from tests.corpora.small import corpus, text
 from tests.fuzz import hostile
 from upscale.corpora.archives import unpacking
-from upscale.corpora.archives.inputs import entries, only_packed_file, single_text
+from upscale.corpora.archives.inputs import Entry, entries, only_packed_file, single_text
 from upscale.corpora.documents.reading import Reader
 from upscale.corpora.documents.spooling import spool_documents
 from upscale.corpora.recipes import RECIPES
@@ -48,7 +48,7 @@ def read(path: Path) -> int:
     """The bytes of all files, as `upscale prepare` reads them, up to READ_BYTES."""
     total = 0
     for entry in entries(path, lambda _: None):
-        while entry.stream is not None and total < READ_BYTES and (block := entry.stream.read(1 << 20)):
+        while isinstance(entry, Entry) and total < READ_BYTES and (block := entry.stream.read(1 << 20)):
             total += len(block)
     return total
 

@@ -108,7 +108,7 @@ def _prepare(request: Request, work: Path) -> index.Index:
     if source is None:
         raise UserError(f"{recipe.kind} has no public address: give --from, {recipe.accepts}, or an http(s) address")
     address = source if download.is_address(source) else None
-    path = _fetched(request, address, work) if address else _given(request)
+    path = _fetched(request, address, work) if address else _given(Path(source), recipe)
     known = recipe.expected(_name(source), address) if request.checksum else None
     try:
         provenance = {"input": _name(source), "address": address, **_described(path)}
@@ -154,18 +154,17 @@ def _fetched(request: Request, address: str, work: Path) -> Path:
     )
 
 
-def _given(request: Request) -> Path:
+def _given(path: Path, recipe: Recipe) -> Path:
     """The user's file or folder; of a folder that should hold one text, that text."""
-    path = Path(request.source)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode) and request.recipe.of_one_file:
+        if stat.S_ISDIR(mode) and recipe.of_one_file:
             files = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
             if len(files) != 1:
                 raise UserError(f"--from {path} is a folder with {len(files)} files; pass the one that is the text")
             return files[0]
     except OSError as error:
-        allowed = f"It may be {request.recipe.accepts}, or an http(s) address."
+        allowed = f"It may be {recipe.accepts}, or an http(s) address."
         raise UserError(f"--from {cannot_read(path, error)}. {allowed}") from None
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise UserError(f"--from {path} is neither a file nor a folder")

@@ -16,7 +16,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from upscale.corpora.archives import forms
 from upscale.errors import UserError
@@ -28,7 +27,7 @@ else:
 
 BUFFER_BYTES = 1 << 20
 PREFETCHED_BLOCKS = 8
-ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 31}
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
 """Windows up to 2 GiB, which `zstd --long=31` writes, instead of 128 MiB."""
 LZMA_MEMORY_BYTES = 3 << 30
 """What `xz` may ask for; its largest dictionary is 1.5 GiB."""
@@ -98,7 +97,7 @@ def damaged(path: str | Path, error: BaseException) -> UserError:
 class Counted(io.RawIOBase):
     """A file that tells how far it was read."""
 
-    def __init__(self, file: BinaryIO, progress: Progress) -> None:
+    def __init__(self, file: io.FileIO, progress: Progress) -> None:
         self.file, self.progress = file, progress
 
     def readable(self) -> bool:
@@ -114,7 +113,7 @@ class Counted(io.RawIOBase):
         super().close()
 
 
-def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
+def unpacked(path: Path, progress: Progress) -> io.BufferedReader[Guarded]:
     """A file's content behind gzip, bzip2, xz, lzma, zstd or nothing; its `raw.packing` says which."""
     counted = Counted(io.FileIO(path), progress)
     raw = io.BufferedReader(counted, BUFFER_BYTES)
@@ -140,7 +139,7 @@ class _Streams:
     follows a damaged place would be missing without a word.
     """
 
-    def __init__(self, file: io.BufferedReader, begin: Callable) -> None:
+    def __init__(self, file: io.BufferedIOBase, begin: Callable) -> None:
         self.file, self.begin, self.stream = file, begin, begin()
 
     def read(self, size: int) -> bytes:

@@ -10,23 +10,25 @@ from __future__ import annotations
 import fnmatch
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from upscale.corpora.archives import forms
-from upscale.corpora.archives.inputs import Entry, entries, is_archive
+from upscale.corpora.archives.inputs import Entry, HardLink, entries, is_archive
 from upscale.corpora.archives.unpacking import BUFFER_BYTES, Progress
 from upscale.corpora.documents import tables
 from upscale.corpora.shards import index
+from upscale.corpora.work.spooling import chunks_of
 from upscale.errors import UserError
 
-CHUNK_BYTES = 1 << 20
 PACKED = (".gz", ".bz2", ".xz", ".lzma", ".zst")
 LINES, ARCHIVES, TABLES = (".jsonl", ".ndjson"), (".tar", ".tgz", ".zip"), (".parquet", ".arrow")
-ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", ".gitattributes")
-ABOUT += ("dataset_info.json", "dataset_dict.json", "state.json")
+ABOUT = (
+    *("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", ".gitattributes"),
+    *("dataset_info.json", "dataset_dict.json", "state.json"),
+)
 """Files that stand beside the tables and shards of a data set and tell of them."""
 
 
@@ -105,16 +107,16 @@ class Reader:
     def _of_pattern(self) -> str:
         return f" whose name is like {self.only}" if self.only else ""
 
-    def _of_table(self, file: Path, kind: str, progress: Progress) -> Iterator[Document]:
+    def _of_table(self, file: Path, kind: str, progress: Progress) -> Generator[Document, None, None]:
         for number, text in tables.texts(file, kind, self.field, progress):
             yield Document(f"{file}, row {number}", [text])
 
-    def _of_file(self, file: Path, progress: Progress) -> Iterator[Document]:
+    def _of_file(self, file: Path, progress: Progress) -> Generator[Document, None, None]:
         in_archive = is_archive(file)
         wanted: Callable[[bytes], bool] = self.wants if in_archive else lambda name: True
         with closing(entries(file, progress, wanted)) as found:
             for entry in found:
-                if entry.stream is not None:  # a hard link is a second name of a document
+                if not isinstance(entry, HardLink):  # which is a second name of a document
                     where = f"{file}, {os.fsdecode(entry.name)}" if in_archive else str(file)
                     yield from self._of_entry(entry, where, in_archive)
 
@@ -131,7 +133,7 @@ class Reader:
             yield Document(where, [tables.json_field(entry.stream.read(), self.field, where)])
         elif self.cut == "whole":
             if head:
-                yield Document(where, iter(lambda: entry.stream.read(CHUNK_BYTES), b""))
+                yield Document(where, chunks_of(entry.stream))
         else:
             yield from _cut(entry.stream, self.cut, where)
 
@@ -150,7 +152,7 @@ def _unpacked(name: str) -> str:
     return next((name.removesuffix(suffix) for suffix in PACKED if name.endswith(suffix)), name)
 
 
-def _cut(stream: io.BufferedReader, cut: str, where: str) -> Iterator[Document]:
+def _cut(stream: io.BufferedIOBase, cut: str, where: str) -> Iterator[Document]:
     """A text's lines, or what stands between its blank lines, without the ends of line around them."""
     kept: list[bytes] = []
     first = 1

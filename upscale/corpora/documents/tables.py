@@ -32,7 +32,7 @@ def kind_of(path: Path) -> str | None:
     return "arrow" if head == ARROW_FILE or is_stream else None
 
 
-def lines(stream: io.BufferedReader, where: str) -> Iterator[tuple[int, bytes]]:
+def lines(stream: io.BufferedIOBase, where: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a stream with their numbers from 1, each with its end; raises UserError for an endless one."""
     number = 0
     while line := stream.readline(LINE_BYTES + 1):
