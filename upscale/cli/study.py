@@ -42,16 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
             "--slurm runs one rank per GPU of each job and submits the report itself: leave --ranks and --report out"
         )
     study = schema.load(options.file)
-    in_grid = isinstance(study, schema.Grid)
-    kind = "point" if in_grid else "arm"
-    names = [name for points in study.axes.values() for name in points] if in_grid else list(study.arms)
-    if only == []:
-        raise UserError(f"--only names no {kind}; allowed: {', '.join(names)}")
-    for name in only or []:
-        if name not in names:
-            raise UserError(f"--only: no {kind} {name}; {problems.nearest(name, names)}")
-    make = grid.make if in_grid else planning.make
-    plan = make(options.file, study, overrides, options.runs, options.to)
+    plan: Plan | GridPlan
+    if isinstance(study, schema.Grid):
+        _check_names(only, "point", [name for points in study.axes.values() for name in points])
+        plan = grid.make(options.file, study, overrides, options.runs, options.to)
+    else:
+        _check_names(only, "arm", list(study.arms))
+        plan = planning.make(options.file, study, overrides, options.runs, options.to)
     members = plan.members(only)
     if options.ranks and (most := min(member.config.data.lanes for member in members)) < options.ranks:
         raise UserError(f"--ranks {options.ranks}: a stage has data.lanes = {most}, and a lane never spans ranks")
@@ -64,6 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     if code in (0, 1):
         report(plan, ["upscale", "study", *given])
     return code
+
+
+def _check_names(only: list[str] | None, kind: str, names: list[str]) -> None:
+    """Raises UserError where `--only` names nothing (None: it was not given), or what is not there."""
+    if only == []:
+        raise UserError(f"--only names no {kind}; allowed: {', '.join(names)}")
+    for name in only or []:
+        if name not in names:
+            raise UserError(f"--only: no {kind} {name}; {problems.nearest(name, names)}")
 
 
 def report(plan: Plan | GridPlan, words: Sequence[str]) -> None:
@@ -96,9 +102,10 @@ def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:
         budget = budget if minutes is None else f"{minutes:g} minutes, at most {member.instances:,} rows"
         lines.append(f"[{place}/{len(members)}] {member.name}: {budget}, {state}")
         lines.append(f"    upscale train {shlex.join(member.arguments)}")
-    for metric in plan.study.compare if isinstance(plan, Plan) else []:
-        budgets = (f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage))
-        lines.append(f"tokens before {metric.stage}, which is the same in all arms: {', '.join(budgets)}")
+    if isinstance(plan, Plan):
+        for metric in plan.study.compare:
+            budgets = [f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage)]
+            lines.append(f"tokens before {metric.stage}, which is the same in all arms: {', '.join(budgets)}")
     return "\n".join([*lines, f"runs: {plan.folder}; results: {plan.to / plan.study.name}.md, .json, .png"])
 
 

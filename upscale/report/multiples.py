@@ -15,19 +15,27 @@ _LETTERS = 49
 _COLUMNS, _WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 3, 4.2, 3.0, 140
 
 
+Values = Sequence[float] | numpy.ndarray
+
+
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel; arrays of one length."""
+    """One line of a panel; its values have one length."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float]
+    x: Values
+    y: Values
+    low: Values
     """Of a band around y: the lowest of several seeds, or the end of an interval."""
-    high: Sequence[float]
+    high: Values
     look: canvas.Look
     points: bool = False
     """Points with bars instead of a line with a band."""
+
+    @classmethod
+    def of_seeds(cls, label: str, x: Values, values: numpy.ndarray, look: canvas.Look) -> Line:
+        """The mean of `values` (seeds, len(x)), in a band from the lowest seed to the highest."""
+        return cls(label, x, values.mean(axis=0), values.min(axis=0), values.max(axis=0), look)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,6 @@ def _draw_line(axes, line: Line):
     return axes.plot(x, y, **line.look)[0]
 
 
-def _later(values: Sequence[float]) -> list[float]:
+def _later(values: Values) -> list[float]:
     """What the axis must have room for: all but the first quarter of a long line."""
     return list(values)[len(values) // 4 if len(values) > 7 else 0 :]

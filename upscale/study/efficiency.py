@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from upscale.planning import run_flops
-from upscale.report.runs import UNKNOWN, read_runs
+from upscale.report.runs import UNKNOWN
 from upscale.study import budgets
 from upscale.study.members import Member
 from upscale.study.plan import Plan
@@ -125,8 +125,7 @@ def _ends(plan: Plan, result: Result, arm: str, seed: int) -> list[tuple[float, 
     for name in budgets.family(plan.study, arm, result.metric.stage).values():
         member = plan.chains[name, seed][-1]
         if member.finished():
-            (run,) = read_runs([member.directory])
-            rows = run.scored.get((result.metric.task, result.metric.split), [])
+            rows = member.run.scored.get((result.metric.task, result.metric.split), [])
             if rows and rows[-1].bits_per_character is not None:
                 found.append((float(member.tokens), rows[-1].bits_per_character))
     return found
@@ -138,8 +137,7 @@ def not_learnt(plan: Plan, arm: str, seed: int, stage: str) -> float:
     values = []
     chain = plan.chains[arm, seed]
     for member in chain[: [one.stage for one in chain].index(stage)]:
-        (run,) = read_runs([member.directory])
-        last = run.metrics[-max(1, len(run.metrics) // 10) :]
+        last = member.run.last_steps
         values += [bits for step in last for bits in (step.excess_bits_per_source or {}).values() if bits is not None]
     return sum(values) / len(values) if values else math.nan
 

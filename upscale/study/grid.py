@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from upscale import planning
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
+from upscale.report.runs import Run
 from upscale.study import continued, grid_finetuning
 from upscale.study.grid_finetuning import Pair
 from upscale.study.members import Member, changes, problems_of_files, problems_of_settings, typed
@@ -44,7 +46,8 @@ class GridPlan:
         found: dict[str, Member] = {}
         for (place, seed), cell in self.cells.items():
             if all(name in names for name, names in zip(place, asked, strict=True)):
-                after = [member for pairs in self.finetunings.values() for member in pairs[place, seed]]
+                pairs = [pairs[place, seed] for pairs in self.finetunings.values()]
+                after = [member for pair in pairs for member in (pair.tuned, pair.scratch)]
                 found.update({one.name: one for member in (cell, *after) for one in (*member.needs, member)})
         return list(found.values())
 
@@ -60,9 +63,30 @@ class GridPlan:
         combined = [dict(zip(others, names, strict=True)) for names in itertools.product(*others.values())]
         return {", ".join(place.values()): place for place in combined}
 
+    def finished(self, axis: str, fixed: dict[str, str]) -> dict[str, list[tuple[Member, Run]]]:
+        """The trainings that have finished at these points of other axes, with their runs, by the point of `axis`;
+        points without one are left out."""
+        found = {}
+        for name in self.study.axes[axis]:
+            places = self.places(**fixed, **{axis: name})
+            members = [self.cells[place, seed] for place in places for seed in self.study.seeds]
+            if trained := [(member, member.run) for member in members if member.finished()]:
+                found[name] = trained
+        return found
 
-def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None = None, to: Path | None = None):
-    """A GridPlan; raises UserError with the mistakes of every member, before anything is started."""
+
+def by_rate(trained: Iterable[tuple[Member, Run]]) -> dict[float, dict[int, Run]]:
+    """The runs by log2 of their base learning rate, and by seed."""
+    found: dict[float, dict[int, Run]] = {}
+    for member, run in trained:
+        found.setdefault(math.log2(member.config.optimizer.learning_rate), {})[member.seed] = run
+    return found
+
+
+def make(
+    path: Path, study: Grid, overrides: Sequence[str] = (), runs: Path | None = None, to: Path | None = None
+) -> GridPlan:
+    """Raises UserError with the mistakes of every member, before anything is started."""
     folder = runs or Path(study.runs if study.runs != AUTO else f"runs/{study.name}")
     to = to or (Path(study.to) if study.to != AUTO else folder)
     places = [("set", study.set), ("override", [text.partition("=")[0] for text in overrides])]
@@ -102,7 +126,7 @@ def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None =
     return plan
 
 
-def _member(study: Grid, place: Place, seed: int, overrides: list[str], folder: Path) -> Member:
+def _member(study: Grid, place: Place, seed: int, overrides: Sequence[str], folder: Path) -> Member:
     points = [study.axes[axis][name] for axis, name in zip(study.axes, place, strict=True)]
     label = ".".join(place)
     name = f"{label}-{seed}"
@@ -117,11 +141,11 @@ def _member(study: Grid, place: Place, seed: int, overrides: list[str], folder: 
     return Member(name, label, seed, path, tuple(words), config, before, script, tuple(options))
 
 
-def _next(study: Grid, wanted: Next, overrides: list[str]) -> Config:
+def _next(study: Grid, wanted: Next, overrides: Sequence[str]) -> Config:
     return _config(study, [Point(config=wanted.config, set=wanted.set)], overrides, {})[2]
 
 
-def _config(study: Grid, points: list[Point], overrides: list[str], own: dict) -> tuple[str, list[str], Config]:
+def _config(study: Grid, points: list[Point], overrides: Sequence[str], own: dict) -> tuple[str, list[str], Config]:
     """The file, the overrides and the resolved config of what these points say; the last of them wins."""
     files = [path for path in [study.config, *(point.config for point in points)] if path]
     if not files:

@@ -117,7 +117,8 @@ def fit(samples: Sequence[Sample], seed: int = 0, count: int = REPLICATES) -> Fi
     law = least_squares(sizes, bits, errors)
     residuals = bits - law.at(sizes)
     falls = drawn[:, numpy.argmin(sizes)] - drawn[:, numpy.argmax(sizes)]
-    why, laws = None, ()
+    why: str | None
+    laws: tuple[Law, ...] = ()
     if len(sizes) < LEAST_SIZES:
         why = f"{len(sizes)} sizes; {LEAST_SIZES} are needed"
     elif numpy.percentile(falls, INTERVAL[0]) <= 0:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from upscale import schedule
-from upscale.checkpoint import layout, manifest, run_directory
+from upscale.checkpoint import layout, manifest, run_directory, warm_start
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.corpora.shards import index
@@ -18,6 +18,7 @@ from upscale.errors import UserError
 from upscale.evaluation import suite
 from upscale.evaluation.tasks import TEXTS
 from upscale.files import reads_as_itself
+from upscale.report.runs import Run, read_runs
 from upscale.study.schema import Metric
 
 # The study decides these, so that members fit together.
@@ -60,6 +61,11 @@ class Member:
     def arguments(self) -> list[str]:
         """What `upscale train` is given."""
         return ["--config", self.config_path, *self.overrides]
+
+    @property
+    def run(self) -> Run:
+        """What its run directory holds; raises ValueError where that cannot be read or has no logged step."""
+        return read_runs([self.directory])[0]
 
     @cached_property
     def instances(self) -> int:
@@ -145,6 +151,13 @@ def problems_of_files(config: Config, metrics: Sequence[Metric] = ()) -> Iterato
                 "evaluation.data_dir to the folder of the prepared corpora, or compare with "
                 f"split: {split}"
             )
+
+
+def misfits(source: Member, config: Config) -> list[str]:
+    """Why a training with this config cannot begin with the weights of `source`, if anything."""
+    found = [text.strip() for text in warm_start.mismatches(source.config, config)]
+    asleep = warm_start.sleepers(source.config, source.instances, config)
+    return [*found, asleep] if asleep else found
 
 
 def changes(member: Member, growing: bool) -> Iterator[str]:

@@ -27,15 +27,15 @@ class Page:
     """What the tables and pictures are made of, as JSON."""
 
 
-def words(number: float, low: float, high: float, form: str) -> str:
+def with_interval(number: float, low: float, high: float, form: str) -> str:
     """A number and its interval, each in a format such as '.2f'; a dash where there is no interval."""
     interval = f"({low:{form}} to {high:{form}})" if math.isfinite(low) else f"({UNKNOWN})"
     return f"{number:{form}} {interval}"
 
 
-def signed(number: float) -> str:
-    """A number of bits with its sign; a dash where there is none."""
-    return f"{number:+.3f}" if math.isfinite(number) else UNKNOWN
+def or_dash(number: float, form: str = ".3f") -> str:
+    """A number in a format, '.3f' for bits; a dash where it is not finite."""
+    return f"{number:{form}}" if math.isfinite(number) else UNKNOWN
 
 
 def plain(given: Any) -> Any:

@@ -13,7 +13,7 @@ from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.evaluation import overlap
 from upscale.evaluation.tasks import TEXTS
-from upscale.study.members import Member, changes, problems_of_files, problems_of_settings, typed
+from upscale.study.members import Member, changes, misfits, problems_of_files, problems_of_settings, typed
 from upscale.study.schema import Step, Study, failure
 
 UNEQUAL = 0.01
@@ -148,9 +148,7 @@ def _problems_of_members(plan: Plan) -> Iterator[str]:
         alone = warm_start.mixed(member.config)
         sources += [(one, alone[part]) for one in member.beside for part in _parts_of(one, member)]
         for source, config in sources:
-            found = [text.strip() for text in warm_start.mismatches(source.config, config)]
-            found += filter(None, [warm_start.sleepers(source.config, source.instances, config)])
-            for problem in found:
+            for problem in misfits(source, config):
                 yield f"stage {member.stage} after {source.stage}: {problem}"
         yield from changes(member, growing=False)
 

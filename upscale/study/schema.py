@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import BeforeValidator, Field, model_validator
@@ -34,6 +34,11 @@ def dotted(settings: Any) -> Any:
         found.update({f"{name}.{key}": each for key, each in value.items()} if whole else {name: value})
     return found
 
+
+if TYPE_CHECKING:
+    DeviceName = str
+else:
+    DeviceName = Literal[tuple(DEVICES)]
 
 Settings = Annotated[dict[Key, Any], BeforeValidator(dotted)]
 """`section.key: value`, as on the command line of `upscale train`, or sections as in a config."""
@@ -160,7 +165,7 @@ class Before(Section):
 class Hardware(Section):
     """What the next width would be trained on, as `upscale plan` takes it."""
 
-    device: Literal[tuple(DEVICES)] = "h200"
+    device: DeviceName = "h200"
     nodes: Count = 1
     gpus_per_node: Count = 8
     network_gigabits: Positive = 400.0
