@@ -152,8 +152,7 @@ def test_the_least_budget_that_is_enough_is_only_a_bound():
 
 
 def test_the_report_shows_what_is_known(trained):
-    found = results.collect(trained)
-    shown = reporting.write(trained, found, ["upscale", "study", "study.yaml"])
+    shown = reporting.write(trained, ["upscale", "study", "study.yaml"])
     assert "what the stages before are worth" in shown
     page = (trained.to / "tiny.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("| whole |") and "runs" in line)

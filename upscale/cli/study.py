@@ -10,7 +10,7 @@ from pathlib import Path
 from upscale.config import problems
 from upscale.console import command
 from upscale.errors import UserError
-from upscale.study import grid, grid_reporting, reporting, results, run_slurm, schema
+from upscale.study import grid, grid_reporting, reporting, run_slurm, schema
 from upscale.study import plan as planning
 from upscale.study.grid import GridPlan
 from upscale.study.members import Member
@@ -75,20 +75,9 @@ def _check_names(only: list[str] | None, kind: str, names: list[str]) -> None:
 def report(plan: Plan | GridPlan, words: Sequence[str]) -> None:
     """Write and print what is known of the members that have finished; say so where that is nothing."""
     try:
-        if isinstance(plan, GridPlan):
-            print(grid_reporting.write(plan, words))
-            return
-        found = results.collect(plan)
+        print(grid_reporting.write(plan, words) if isinstance(plan, GridPlan) else reporting.write(plan, words))
     except ValueError as error:  # a damaged line of a run's files
         raise UserError(str(error)) from None
-    known = [
-        result for result in found if any(result.outcomes[arm] for arm in result.outcomes if arm != result.baseline)
-    ]
-    for result in found:
-        if result not in known:
-            print(f"{reporting.heading(result)}: nothing to compare yet; an arm and the baseline must have finished")
-    if known:
-        print(reporting.write(plan, known, words))
 
 
 def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:

@@ -59,6 +59,7 @@ def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> di
 def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -80,6 +81,8 @@ def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> d
         if shown:
             room = max(max(shown) - min(shown), 0.02)
             axes.set_ylim(max(0.0, min(shown) - 0.08 * room), max(shown) + 0.08 * room)
+        if not log_x and axes.get_xlim()[1] >= 2000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_title(canvas.plain(panel.title), loc="left")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

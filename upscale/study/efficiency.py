@@ -143,7 +143,7 @@ def not_learnt(plan: Plan, arm: str, seed: int, stage: str) -> float:
 
 
 def rows(plan: Plan, result: Result, found: dict[str, dict[int, Efficiency]]) -> list[list[str]]:
-    """The cells of the table, its heads first; the arm that saves most first."""
+    """The cells of the table; the arm that saves most first."""
     lines = []
     for arm, seeds in found.items():
         every = list(seeds.values())
@@ -161,7 +161,7 @@ def rows(plan: Plan, result: Result, found: dict[str, dict[int, Efficiency]]) ->
         ]
         saved = spread["saved"].mean
         lines.append((math.inf if math.isnan(saved) else -saved, cells))
-    return [list(HEADS), *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
+    return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
 
 
 def record(found: dict[str, dict[int, Efficiency]]) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,15 @@ class Member:
     def arguments(self) -> list[str]:
         """What `upscale train` is given."""
         return ["--config", self.config_path, *self.overrides]
+
+    def training(self) -> dict[str, float | None]:
+        """How well and how long it trained: a first stage that learned nothing has nothing to hand on; null for what is
+        not finite."""
+        run = self.run
+        return {
+            "training_bits_per_token_at_the_end": run.final_loss if math.isfinite(run.final_loss) else None,
+            "step_seconds": run.seconds if math.isfinite(run.seconds) else None,
+        }
 
     @property
     def run(self) -> Run:

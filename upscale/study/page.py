@@ -1,13 +1,25 @@
-"""What a report of a grid is made of."""
+"""What a study's report is made of, and how it is written: tables, pictures and JSON."""
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from upscale.config import files as config_files
+from upscale.console.text import aligned_table
+from upscale.errors import UserError
+from upscale.files import write_atomically
 from upscale.report.runs import UNKNOWN
+
+if TYPE_CHECKING:
+    from upscale.study.grid import GridPlan
+    from upscale.study.plan import Plan
+
+READING = "## Reading"
 
 
 @dataclass(frozen=True)
@@ -22,9 +34,47 @@ class Table:
 class Page:
     tables: list[Table] = field(default_factory=list)
     pictures: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """png and svg by the name that follows the study's."""
+    """png and svg by the name that follows the study's; "" where nothing follows it."""
     record: dict[str, Any] = field(default_factory=dict)
     """What the tables and pictures are made of, as JSON."""
+    state: str = ""
+    """What stands before the tables."""
+    closing: Sequence[str] = ()
+    """Paragraphs after the tables in Markdown."""
+
+
+def write(page: Page, plan: Plan | GridPlan, command: Sequence[str]) -> str:
+    """The tables for the terminal, after writing NAME.md, NAME.json and the pictures into the folder of the results.
+
+    What stands below `## Reading` in an earlier NAME.md stays. Raises UserError where nothing can be written.
+    """
+    name, stem = plan.study.name, plan.to / plan.study.name
+    study, words = plan.study.model_dump(mode="json"), shlex.join(command)
+    record = {"study": study, "command": words, "versions": config_files.versions(), **page.record}
+    pictures = {name + (f"-{kind}" if kind else ""): endings for kind, endings in page.pictures.items()}
+    parts = [f"# The study {name}", page.state]
+    for table in page.tables:
+        lines = [table.heads, ["---"] * len(table.heads), *table.rows]
+        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines), table.note]
+    links = [f"![{kind or name}]({picture}.png)" for kind, picture in zip(page.pictures, pictures, strict=True)]
+    parts += [*page.closing, *links, f"    {words}"]
+    try:
+        plan.to.mkdir(parents=True, exist_ok=True)
+        write_atomically(stem.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
+        for picture, endings in pictures.items():
+            for ending, content in endings.items():
+                write_atomically(plan.to / f"{picture}.{ending}", content)
+        markdown = stem.with_suffix(".md")
+        before = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
+        _, heading, reading = before.partition(f"\n{READING}\n")
+        write_atomically(markdown, ("\n\n".join(filter(None, parts)) + "\n" + heading + reading).encode())
+    except OSError as error:
+        raise UserError(f"the results cannot be written to {plan.to}: {error.strerror or error}; choose --to") from None
+    shown = [page.state]
+    for table in page.tables:
+        shown.append(f"{table.title}\n{aligned_table(table.heads, table.rows)}\n{table.note}".rstrip())
+    files = ", ".join(f"{picture.removeprefix(name)}.png and .svg" for picture in pictures)
+    return "\n\n".join(filter(None, [*shown, f"written: {stem}.md, .json, {files}"]))
 
 
 def with_interval(number: float, low: float, high: float, form: str) -> str:

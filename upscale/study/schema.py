@@ -113,7 +113,7 @@ class Study(Section):
     runs: str = AUTO
     """Folder of the run directories, one a member; auto: runs/NAME."""
     to: str = AUTO
-    """Folder for NAME.md, NAME.json and NAME.png; auto: the folder of the runs."""
+    """Folder for NAME.md, NAME.json, NAME.png and NAME.svg; auto: the folder of the runs."""
     seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
     """The whole study runs once for each; arms are compared seed by seed."""
     set: Settings = {}
