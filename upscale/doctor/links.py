@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from upscale.distributed.world import World
 from upscale.doctor.base import SLOW_SHARE, Check, Record, Session, slow_ones, with_problem
-from upscale.doctor.devices import data_sheet
+from upscale.machine.gpus import data_sheet
 
 TRIAL_BYTES = 1 << 20
 LARGEST_BYTES = {"cuda": 256 << 20, "cpu": 32 << 20}
@@ -75,7 +75,7 @@ class Links(Check):
         return World(ranks.index(world.rank), len(ranks), world.device, world.launcher, group)
 
     def _without_nvlink(self, session: Session, rate: float) -> str | None:
-        sheet = data_sheet(session.device) if session.device.type == "cuda" else None
+        sheet = data_sheet(session.device)
         if sheet is None or rate >= LEAST_SHARE_OF_LINK * sheet.link_bandwidth:
             return None
         share = rate / sheet.link_bandwidth

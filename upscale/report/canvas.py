@@ -35,6 +35,7 @@ _WIDTH_INCHES, _PAGE_INCHES, _AXES_INCHES, _LEGEND_LINE_INCHES = 4.6, 2.8, 3.0, 
 # two columns of longer labels would run out of the panel
 _TWO_COLUMNS_LETTERS = 22
 _DOTS_PER_INCH = 190
+SMALL_COLUMNS, _SMALL_INCHES, _SMALL_DOTS_PER_INCH = 3, 4.2, 140
 _POINTS = 300
 MOST_WITH_BANDS = 6
 """With more runs than colours, error bands, markers and single steps hide more than they show."""
@@ -243,6 +244,25 @@ def _render(frame: Frame, lines: Callable[[Axes], None], legend: Sequence[tuple[
     spacing = {"handlelength": 2.4, "columnspacing": 1.4}
     figure.legend(handles, list(map(plain, labels)), loc="outside lower center", ncols=columns, **spacing)
     return Drawing(markup, both(figure))
+
+
+def small_multiples(count: int, height_inches: float, room_inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure with its canvas, and axes for `count` panels in rows of three, each _SMALL_INCHES wide and so high.
+
+    `room_inches` is left beside the panels and below them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(SMALL_COLUMNS, count)
+    rows = math.ceil(count / columns)
+    size = (_SMALL_INCHES * columns + room_inches[0], height_inches * rows + room_inches[1])
+    figure = Figure(figsize=size, dpi=_SMALL_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes
 
 
 _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}

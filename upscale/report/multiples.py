@@ -12,7 +12,7 @@ from upscale.report import canvas
 
 _LETTERS = 49
 """Of the legend, below one panel."""
-_COLUMNS, _WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 3, 4.2, 3.0, 140
+_HEIGHT_INCHES = 3.0
 
 
 Values = Sequence[float] | numpy.ndarray
@@ -57,17 +57,10 @@ def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> di
 
 
 def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    columns = min(_COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    size = (_WIDTH_INCHES * columns, _HEIGHT_INCHES * rows + 0.6)
-    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, places = canvas.small_multiples(len(panels), _HEIGHT_INCHES, (0.0, 0.6))
     handles: dict = {}
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(places, panels, strict=False):
         if log_x:
             axes.set_xscale("log")
@@ -86,10 +79,8 @@ def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> d
         axes.set_title(canvas.plain(panel.title), loc="left")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-    for axes in places[len(panels) :]:
-        axes.set_axis_off()
     labels = [canvas.plain(canvas.shortened(label, 44)) for label in handles]
-    across = _LETTERS * columns // (max(map(len, labels), default=0) + 6)
+    across = _LETTERS * min(canvas.SMALL_COLUMNS, len(panels)) // (max(map(len, labels), default=0) + 6)
     ncols = max(1, min(6, len(labels), across))
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=ncols)
     return canvas.both(figure)

@@ -96,10 +96,13 @@ class Series:
         """The tasks that a training has a number for, in the order the first met them."""
         return list(dict.fromkeys(key for width in self.widths for run in width.runs.values() for key in run.scored))
 
+    def evaluations(self, key: TaskKey) -> list[EvaluationRecord]:
+        """The evaluations of one task that all seeds of their width have."""
+        return [row for width in self.widths for rows in width.rows(key).values() for row in rows]
+
     def level(self, key: TaskKey, field: str) -> float:
         """The Markov baseline or the optimum, of the evaluation with most slices; NaN where it is not known."""
-        rows = [row for width in self.widths for found in width.rows(key).values() for row in found]
-        known = [row for row in rows if not math.isnan(value(row, field))]
+        known = [row for row in self.evaluations(key) if not math.isnan(value(row, field))]
         return value(max(known, key=lambda row: value(row, "samples")), field) if known else math.nan
 
     def measured(self, key: TaskKey) -> list[tuple[Width, Sample]]:

@@ -15,6 +15,7 @@ from upscale.machine.gpus import DEVICES
 from upscale.planning.communication import Cluster
 from upscale.planning.estimate import alternatives
 from upscale.report import canvas, multiples
+from upscale.report.figures import levels_of
 from upscale.report.runs import UNKNOWN, TaskKey, task_title, value
 from upscale.study import grid_finetuning, laws, optimum
 from upscale.study.grid import GridPlan, flops_of
@@ -227,29 +228,22 @@ def _pictures(series: Series, known: dict[TaskKey, TaskLaws]) -> dict[str, dict[
     if not known:
         return {}
     y = "bits per character"
-    rows = [multiples.Panel(task_title(key), _curves(series, key, None), _levels(series, key)) for key in known]
-    flops, sizes = [], []
+    rows, flops, sizes = [], [], []
     for key, found in known.items():
+        title, levels = task_title(key), levels_of(series.evaluations(key))
         lines = _curves(series, key, flops_of)
         if found.frontier:
             means = [one.sample.mean for one in found.frontier]
             look = canvas.OPTIMUM | {"linestyle": "-", "linewidth": 1.2}
             lines.append(multiples.Line("frontier", [one.flops for one in found.frontier], means, means, means, look))
-        flops.append(multiples.Panel(task_title(key), lines, _levels(series, key)))
-        sizes.append(multiples.Panel(task_title(key), _points(series, key, found.by_parameters), _levels(series, key)))
+        rows.append(multiples.Panel(title, _curves(series, key, None), levels))
+        flops.append(multiples.Panel(title, lines, levels))
+        sizes.append(multiples.Panel(title, _points(series, key, found.by_parameters), levels))
     return {
         "rows": multiples.draw(rows, canvas.INSTANCES, y, log_x=False),
         "operations": multiples.draw(flops, "floating-point operations", y, log_x=True),
         "parameters": multiples.draw(sizes, "parameters", y, log_x=True),
     }
-
-
-def _levels(series: Series, key: TaskKey) -> list[tuple[str, float, canvas.Look]]:
-    levels = [
-        ("Markov baseline", series.level(key, MARKOV), canvas.MARKOV),
-        ("optimum", series.level(key, OPTIMAL), canvas.OPTIMUM),
-    ]
-    return [level for level in levels if math.isfinite(level[1])]
 
 
 def _curves(series: Series, key: TaskKey, flops: Callable[[Config, int], float] | None) -> list[multiples.Line]:
