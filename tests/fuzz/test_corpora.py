@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.corpora import inputs
 from tests.corpora.small import corpus, text
 from tests.fuzz import hostile
+from upscale import files
 from upscale.corpora.archives import unpacking
 from upscale.corpora.archives.inputs import Entry, entries, only_packed_file, single_text
 from upscale.corpora.documents.reading import Reader
@@ -249,7 +250,7 @@ def test_any_index_with_a_right_checksum(folder, data):
     changed = data.draw(hostile.changed(tree))
     changed = changed if isinstance(changed, dict) else {"tree": changed}
     try:
-        (folder / index.INDEX).write_text(json.dumps({**changed, "checksum": index._checksum(changed)}))
+        (folder / index.INDEX).write_text(json.dumps({**changed, "checksum": files._checksum(changed, index.HASH)}))
         hostile.ends_well(lambda: Windows.open([folder], context=16, seed=0).rows(torch.arange(50)))
     finally:
         (folder / "kept").replace(folder / index.INDEX)
@@ -276,7 +277,7 @@ def test_what_an_index_may_not_say(tmp_path, change, message):
     tree = json.loads((tmp_path / index.INDEX).read_bytes())
     del tree["checksum"]
     change(tree)
-    (tmp_path / index.INDEX).write_text(json.dumps({**tree, "checksum": index._checksum(tree)}))
+    (tmp_path / index.INDEX).write_text(json.dumps({**tree, "checksum": files._checksum(tree, index.HASH)}))
     with pytest.raises(index.UserError, match=message):
         Windows.open([tmp_path], context=16, seed=0)
 

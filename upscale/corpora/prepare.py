@@ -20,6 +20,7 @@ from upscale.corpora.work import download
 from upscale.corpora.work.locking import locked
 from upscale.corpora.work.spooling import CHUNK_BYTES, Spool
 from upscale.errors import UserError
+from upscale.files import file_digest
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Request:
 
 
 def prepare(request: Request) -> index.Index:
-    """Write the corpus, or find it already there; raises UserError and then leaves nothing that looks complete.
+    """The index of the corpus, written or already there; raises UserError and then leaves nothing that looks complete.
 
     What an earlier, killed call left is used (a download) or made again.
     """
@@ -175,7 +176,7 @@ def _described(path: Path) -> dict:
     if path.is_dir():
         return {"bytes": None, "sha256": None}
     try:
-        return {"bytes": path.stat().st_size, "sha256": index.file_sha256(path)}
+        return {"bytes": path.stat().st_size, "sha256": file_digest(path, "sha256")}
     except OSError as error:
         raise cannot_read(path, error) from None
 

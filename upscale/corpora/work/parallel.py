@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from typing import TypeVar
 
 from upscale.errors import RunError
@@ -55,15 +54,6 @@ def ordered_map(
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def run(
-    function: Callable[[Item], Result], items: Iterable[Item], processes: int, done: Callable[[Result], object]
-) -> None:
-    """Calls `done` with each result of `ordered_map`, in order."""
-    with closing(ordered_map(function, items, processes)) as results:
-        for result in results:
-            done(result)
 
 
 def _begin_worker(parent: int) -> None:
