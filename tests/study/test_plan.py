@@ -189,7 +189,7 @@ def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
 )
 def test_a_setting_of_a_study_arrives_as_it_was_given(value):
     """Through the words that training is given, by the loader that reads them there: against the value itself."""
-    (word,) = members.typed({"section.key": value})
+    (word,) = members.as_overrides({"section.key": value})
     schema: dict = {}
     assert config_files._apply(schema, word, {}) is None
     found = schema["section"]["key"]

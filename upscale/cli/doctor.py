@@ -96,7 +96,7 @@ def _finish(examination: Examination, to: Path) -> int:
     print(examination.report())
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(to, (json.dumps(examination.tree(), indent=1) + "\n").encode())
+        write_atomically(to, (json.dumps(examination.as_tree(), indent=1) + "\n").encode())
         print(f"\nfigures in {to}", flush=True)
     except OSError as error:
         raise UserError(f"--to {to} cannot be written: {error}") from None

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.ranks and (most := min(member.config.data.lanes for member in members)) < options.ranks:
         raise UserError(f"--ranks {options.ranks}: a stage has data.lanes = {most}, and a lane never spans ranks")
     if options.slurm:
-        return run_slurm.submit(plan, members, _again(given), options.dry_run)
+        return run_slurm.submit(plan, members, _report_command(given), options.dry_run)
     if options.dry_run:
         print(outline(plan, members))
         return 0
@@ -98,6 +98,6 @@ def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:
     return "\n".join([*lines, f"runs: {plan.folder}; results: {plan.to / plan.study.name}.md, .json, .png"])
 
 
-def _again(given: Sequence[str]) -> list[str]:
+def _report_command(given: Sequence[str]) -> list[str]:
     """The command's words for the job that reports: of all arms, whichever were submitted."""
     return ["upscale", "study", *(word for word in given if word not in ("--slurm", "--dry-run")), "--report"]

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from upscale.doctor.base import PROBLEM, Check, Record, Session, seconds, slow_ones, with_problem
+from upscale.doctor.base import PROBLEM, Check, Record, Session, flag_slow, seconds, with_problem
 from upscale.machine.gpus import data_sheet
 
 PRODUCT_SECONDS = 0.02
@@ -54,7 +54,7 @@ class Devices(Check):
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
         kind = session.device.type
-        return slow_ones(records, (PRODUCT, MEMORY, TO_DEVICE, FROM_DEVICE), kind, ADVICE[kind])
+        return flag_slow(records, (PRODUCT, MEMORY, TO_DEVICE, FROM_DEVICE), kind, ADVICE[kind])
 
     def _beside_the_sheet(self, record: Record, device: torch.device, dtype: torch.dtype) -> Record:
         sheet = data_sheet(device)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from upscale.distributed.world import World
-from upscale.doctor.base import SLOW_SHARE, Check, Record, Session, slow_ones, with_problem
+from upscale.doctor.base import SLOW_SHARE, Check, Record, Session, flag_slow, with_problem
 from upscale.machine.gpus import data_sheet
 
 TRIAL_BYTES = 1 << 20
@@ -59,7 +59,7 @@ class Links(Check):
         return found
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
-        found = slow_ones(records, [INSIDE], session.device.type, INSIDE_ADVICE)
+        found = flag_slow(records, [INSIDE], session.device.type, INSIDE_ADVICE)
         return judge_pairs(found, list(session.ranks_of_nodes), SLOW_SHARE[session.device.type])
 
     def _whole(self, session: Session) -> Record:

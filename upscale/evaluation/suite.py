@@ -48,7 +48,7 @@ def datasets(
     characters: int = CHARACTERS,
     seed: int = 0,
 ) -> list[Dataset]:
-    """Generate the tasks (at least `characters` each, the same for the same seed) and load the texts.
+    """The tasks, generated (at least `characters` each, the same for the same seed), and the texts, read.
 
     `split` is the held-out split that is used of prepared corpora in `data_dir`.
 
@@ -72,7 +72,7 @@ def evaluate(
     seed: int = 0,
     requested: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure `predict` (logits of the next token, see `compression.Predict`) on every dataset, on every rank.
+    """A record of every dataset, on every rank, for `predict` (logits of the next token, see `compression.Predict`).
 
     Each dataset contributes `slices` slices of `context` characters, or all there are if fewer. All ranks call this
     with the same arguments and get the same records, one a dataset: task, split, bits_per_character, standard_error,

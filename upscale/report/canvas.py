@@ -104,7 +104,7 @@ _MARKER_PATHS = {
 
 
 def sample_of(index: int) -> Sample:
-    """As `look_of` draws, for the page's own legend."""
+    """What `look_of` draws, for the page's own legend."""
     look = look_of(index, marker_size=1)
     dashes = "" if look["linestyle"] == "-" else " ".join(f"{2 * length:g}" for length in look["linestyle"][1])
     return Sample(look["color"], dashes, _MARKER_PATHS[look["marker"]])
@@ -191,7 +191,7 @@ class Drawing:
 def render(
     frame: Frame, lines: Callable[[Axes], None], legend: Sequence[tuple[Look, str]], files: bool = True
 ) -> Drawing:
-    """Draw one panel with `lines`, without date or version.
+    """One panel, drawn with `lines`, without date or version.
 
     No pyplot and no settings left behind: a caller's figures stay as they are, and its matplotlibrc changes no byte.
     """

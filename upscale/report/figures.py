@@ -287,7 +287,7 @@ def levels_of(rows: Sequence[EvaluationRecord]) -> list[tuple[str, float, canvas
 
 
 def _draw_scores(axes: Axes, index: int, run: Run, key: TaskKey, bands: bool) -> list[float]:
-    """Draw one run's scores, with a band of two standard errors; return those that the axis must have room for.
+    """The scores that the axis must have room for, after drawing one run's with a band of two standard errors.
 
     Every model starts near 8 bits; what is worth the room is what follows the first quarter.
     """

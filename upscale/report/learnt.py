@@ -158,10 +158,10 @@ def _draw(probe: _Probe, runs: Sequence[Run], files: bool) -> Picture | None:
     only = [bool(len(x)) for x, _ in series]
     frame = canvas.Frame(probe.title, probe.x_label, probe.unit)
     drawing = canvas.render(frame, lines, canvas.legend_of(runs, marker_size=3.5, only=only), files)
-    told = [f"{run.name} {_told(y)}" for run, (x, y) in zip(runs, series, strict=True) if len(x)]
+    told = [f"{run.name} {_first_to_last(y)}" for run, (x, y) in zip(runs, series, strict=True) if len(x)]
     alt = f"{probe.title}: {probe.unit} over {probe.x_label}. From first to last: {'; '.join(told)}."
     return Picture("learnt", probe.slug, probe.title, probe.unit, alt, probe.note, drawing)
 
 
-def _told(values: numpy.ndarray) -> str:
+def _first_to_last(values: numpy.ndarray) -> str:
     return " to ".join(f"{values[place]:.3g}" for place in (0, -1)) if len(values) else "unknown"

@@ -163,7 +163,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(paths: Sequence[Path], waiting: list[Path] | None = None) -> list[Run]:
-    """Read each of the runs that `find_runs` finds, in its order; ValueError says which one cannot be read and why.
+    """The runs that `find_runs` finds, in its order; ValueError says which one cannot be read and why.
 
     A run that is named must have metrics, one that lies in a folder is left out until it has. With a list `waiting`,
     both are put there.

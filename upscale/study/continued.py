@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from upscale.config import files as config_files
-from upscale.study.members import Member, misfits, problems_of_files, typed
+from upscale.study.members import Member, as_overrides, misfits, problems_of_files
 from upscale.study.plan import seed_of
 from upscale.study.schema import Grid
 
@@ -26,7 +26,11 @@ def before(study: Grid, place: Sequence[str], seed: int, overrides: Sequence[str
     label = ".".join([STAGE, *(name for name, point in points.items() if _shared(point.set))])
     name = f"{label}-{seed}"
     own = {"run.name": name, "run.dir": str(folder / name), "run.seed": seed_of(STAGE, seed)}
-    words = [*typed(settings | study.before.set), *(word for word in overrides if word.startswith(SHARED)), *typed(own)]
+    words = [
+        *as_overrides(settings | study.before.set),
+        *(word for word in overrides if word.startswith(SHARED)),
+        *as_overrides(own),
+    ]
     config = config_files.load(study.before.config, words).resolved()
     scripts = [point.script for point in points.values() if point.script]
     options = (*study.slurm.options, *(word for point in points.values() for word in point.slurm))

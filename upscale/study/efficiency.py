@@ -90,7 +90,7 @@ def tokens_to(ends: Sequence[tuple[float, float]], bits: float) -> tuple[float, 
 
 
 def collect(plan: Plan, result: Result) -> dict[str, dict[int, Efficiency]]:
-    """By arm and seed, of arms that have a stage before the compared one and have finished."""
+    """What the stages before are worth, by arm and seed, of arms that have such a stage and have finished."""
     found: dict[str, dict[int, Efficiency]] = {}
     for arm, outcomes in result.outcomes.items():
         before = plan.all_before(arm, result.metric.stage)
@@ -149,15 +149,15 @@ def rows(plan: Plan, result: Result, found: dict[str, dict[int, Efficiency]]) ->
         every = list(seeds.values())
         spread = {name: Spread.of(100 * getattr(one, name) for one in every) for name in DERIVED[:3]}
         learnt = Spread.of(not_learnt(plan, arm, seed, result.metric.stage) for seed in seeds)
-        text = Spread.of(one.text for one in every).words(",.0f")
+        text = Spread.of(one.text for one in every).text(",.0f")
         cells = [
             arm,
             f"{every[0].tokens_before:,}",
-            learnt.words(".3f") if learnt.known else UNKNOWN,
+            learnt.text(".3f") if learnt.known else UNKNOWN,
             ("at most " if any(one.bound for one in every) else "") + text,
             "runs" if all(one.on_runs for one in every) else "the curve",
-            *(spread[name].words("+.1f") for name in DERIVED[:3]),
-            Spread.of(one.rate_of_substitution for one in every).words(".2f"),
+            *(spread[name].text("+.1f") for name in DERIVED[:3]),
+            Spread.of(one.rate_of_substitution for one in every).text(".2f"),
         ]
         saved = spread["saved"].mean
         lines.append((math.inf if math.isnan(saved) else -saved, cells))

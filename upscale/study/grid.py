@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from upscale import planning
-from upscale.config import AUTO, Config
+from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.report.runs import Run
 from upscale.study import continued, grid_finetuning
 from upscale.study.grid_finetuning import Pair
-from upscale.study.members import Member, changes, problems_of_files, problems_of_settings, typed
-from upscale.study.schema import AXES, Grid, Next, Point, failure
-
-UNEQUAL = 0.01
+from upscale.study.members import Member, as_overrides, changes, problems_of, problems_of_files, problems_of_settings
+from upscale.study.schema import AXES, UNEQUAL, Grid, Point, failure
 
 Place = tuple[str, ...]
 """A point's name for each axis, in the order of the axes."""
@@ -86,9 +84,8 @@ def by_rate(trained: Iterable[tuple[Member, Run]]) -> dict[float, dict[int, Run]
 def make(
     path: Path, study: Grid, overrides: Sequence[str] = (), runs: Path | None = None, to: Path | None = None
 ) -> GridPlan:
-    """Raises UserError with the mistakes of every member, before anything is started."""
-    folder = runs or Path(study.runs if study.runs != AUTO else f"runs/{study.name}")
-    to = to or (Path(study.to) if study.to != AUTO else folder)
+    """The plan of a grid; raises UserError with the mistakes of every member, before anything is started."""
+    folder, to = study.folders(runs, to)
     places = [("set", study.set), ("override", [text.partition("=")[0] for text in overrides])]
     places += [("before.set", study.before.set)] if study.before else []
     places += [(f"finetune.{name}.set", wanted.set) for name, wanted in study.finetune.items()]
@@ -100,13 +97,14 @@ def make(
             try:
                 cells[place, seed] = _member(study, place, seed, overrides, folder)
             except UserError as error:
-                problems += [f"{'.'.join(place)}: {problem}" for problem in _all_of(error)]
+                problems += [f"{'.'.join(place)}: {problem}" for problem in problems_of(error)]
     following = None
     if study.next:
         try:
-            following = _next(study, study.next, overrides)
+            point = Point(config=study.next.config, set=study.next.set)
+            following = _config(study, [point], overrides, {})[2]
         except UserError as error:
-            problems += [f"next: {problem}" for problem in _all_of(error)]
+            problems += [f"next: {problem}" for problem in problems_of(error)]
     finetunings: dict[str, dict[tuple[Place, int], Pair]] = {}
     for name, wanted in study.finetune.items():
         known: dict[str, Member] = {}
@@ -115,7 +113,7 @@ def make(
                 at: grid_finetuning.pair(name, wanted, cell, overrides, known) for at, cell in cells.items()
             }
         except UserError as error:
-            problems += [f"finetune.{name}: {problem}" for problem in _all_of(error)]
+            problems += [f"finetune.{name}: {problem}" for problem in problems_of(error)]
     if not problems:
         plan = GridPlan(study, folder, to, cells, following, finetunings)
         problems = [*_problems_of_members(plan), *_problems_of_axes(plan), *_problems_of_budgets(plan)]
@@ -141,10 +139,6 @@ def _member(study: Grid, place: Place, seed: int, overrides: Sequence[str], fold
     return Member(name, label, seed, path, tuple(words), config, before, script, tuple(options))
 
 
-def _next(study: Grid, wanted: Next, overrides: Sequence[str]) -> Config:
-    return _config(study, [Point(config=wanted.config, set=wanted.set)], overrides, {})[2]
-
-
 def _config(study: Grid, points: list[Point], overrides: Sequence[str], own: dict) -> tuple[str, list[str], Config]:
     """The file, the overrides and the resolved config of what these points say; the last of them wins."""
     files = [path for path in [study.config, *(point.config for point in points)] if path]
@@ -153,17 +147,13 @@ def _config(study: Grid, points: list[Point], overrides: Sequence[str], own: dic
     settings = dict(study.set)
     for point in points:
         settings |= point.set
-    words = [*typed(settings), *overrides, *typed(own)]
+    words = [*as_overrides(settings), *overrides, *as_overrides(own)]
     config = config_files.load(files[-1], words).resolved()
     if study.flops is not None:
         rows = instances_for(config, study.flops)
         words.append(f"schedule.instances={rows}")
         config = config_files.load(files[-1], words).resolved()
     return files[-1], words, config
-
-
-def _all_of(error: UserError) -> list[str]:
-    return error.problems if isinstance(error, config_files.ConfigError) else [str(error)]
 
 
 def flops_of(config: Config, instances: int) -> float:

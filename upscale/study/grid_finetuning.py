@@ -9,7 +9,7 @@ from typing import NamedTuple
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.report import canvas, multiples
-from upscale.study.members import Member, changes, misfits, problems_of_files, typed
+from upscale.study.members import Member, as_overrides, changes, misfits, problems_of_files
 from upscale.study.page import Page, Table
 from upscale.study.results import Outcome, Spread, outcome
 from upscale.study.schema import Finetuning, Metric
@@ -42,14 +42,14 @@ def pair(name: str, wanted: Finetuning, before: Member, overrides: Sequence[str]
     taken = {f"{section}.{key}": value for section in TAKEN for key, value in sections[section].items()}
     settings = {key: value for key, value in taken.items() if key not in OWN} | wanted.set
     # how long the grid trains is not how long it fine-tunes
-    words = [*typed(settings), *(word for word in overrides if not word.startswith("schedule."))]
+    words = [*as_overrides(settings), *(word for word in overrides if not word.startswith("schedule."))]
     slurm = (*before.slurm, *wanted.slurm)
 
     def member(kind: str, origin: Member | None) -> Member:
         label = f"{before.stage}.{name}.{kind}-{before.seed}"
         own = {"run.name": label, "run.seed": before.seed, "run.dir": str(before.directory.parent / label)}
         own |= {"init.from": str(origin.directory)} if origin else {}
-        every = (*words, *typed(own))
+        every = (*words, *as_overrides(own))
         config = config_files.load(wanted.config, every).resolved()
         return Member(label, before.stage, before.seed, wanted.config, every, config, origin, before.script, slurm)
 
@@ -95,8 +95,8 @@ def page(title: str, wanted: Finetuning, by_width: Sequence[tuple[int, int, Sequ
     rows, record = [], []
     for width, size, found in known:
         columns = [[one.final for one in found], [one.baseline_final for one in found], [one.gain for one in found]]
-        numbers = [Spread.of(values).words(form) for values, form in zip(columns, (".3f", ".3f", "+.3f"), strict=True)]
-        faster = Spread.of(one.speed_up for one in found).words(".2f")
+        numbers = [Spread.of(values).text(form) for values, form in zip(columns, (".3f", ".3f", "+.3f"), strict=True)]
+        faster = Spread.of(one.speed_up for one in found).text(".2f")
         rows.append([str(width), f"{size:,}", *numbers, faster, str(len(found))])
         finals = {"pretrained": columns[0], "scratch": columns[1], "speed_up": [one.speed_up for one in found]}
         record.append({"width": width, "parameters": size, **finals})

@@ -108,13 +108,18 @@ class Member:
         return (over or counters.get("instances", 0) >= self.instances) and not counters.get("evaluation_owed")
 
 
-def typed(settings: dict) -> list[str]:
+def as_overrides(settings: dict) -> list[str]:
     """`section.key=value` words; JSON is YAML, and quotes are left out where the text needs none."""
     plain = {key: isinstance(value, str) and reads_as_itself(value) for key, value in settings.items()}
     return [
         f"{key}={value if plain[key] else json.dumps(value, default=str, ensure_ascii=False)}"
         for key, value in settings.items()
     ]
+
+
+def problems_of(error: UserError) -> list[str]:
+    """The problems that an error names, one by one."""
+    return error.problems if isinstance(error, config_files.ConfigError) else [str(error)]
 
 
 def problems_of_settings(places: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:

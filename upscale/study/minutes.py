@@ -17,7 +17,7 @@ from upscale.config import Config
 from upscale.report import canvas, multiples
 from upscale.report.runs import Run, TaskKey, task_title, value
 from upscale.study.grid import GridPlan
-from upscale.study.page import Page, Table, or_dash, plain
+from upscale.study.page import Page, Table, as_json, or_dash
 from upscale.study.results import Spread
 
 POINTS = 16
@@ -105,10 +105,10 @@ def _table(recipes: Sequence[Recipe]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for recipe in recipes:
         runs = list(recipe.runs.values())
-        minutes = Spread.of(recipe.minutes(run) for run in runs).words(".1f")
-        seen = Spread.of(float(run.instances[-1]) for run in runs).words(",.0f")
+        minutes = Spread.of(recipe.minutes(run) for run in runs).text(".1f")
+        seen = Spread.of(float(run.instances[-1]) for run in runs).text(",.0f")
         size = f"{planning.parameters(recipe.config.model):,}"
-        bits = [recipe.at(share).words(".3f") for share in SHARES]
+        bits = [recipe.at(share).text(".3f") for share in SHARES]
         rows.append([recipe.name, str(len(runs)), minutes, seen, size, *bits])
     return heads, rows
 
@@ -144,4 +144,4 @@ def _record(recipe: Recipe) -> dict:
         }
         for seed, run in recipe.runs.items()
     }
-    return plain({"name": recipe.name, "parameters": planning.parameters(recipe.config.model), "seeds": runs})
+    return as_json({"name": recipe.name, "parameters": planning.parameters(recipe.config.model), "seeds": runs})

@@ -88,10 +88,10 @@ def or_dash(number: float, form: str = ".3f") -> str:
     return f"{number:{form}}" if math.isfinite(number) else UNKNOWN
 
 
-def plain(given: Any) -> Any:
+def as_json(given: Any) -> Any:
     """The same as JSON takes it: lists for tuples, null for what is not finite."""
     if isinstance(given, dict):
-        return {key: plain(inner) for key, inner in given.items()}
+        return {key: as_json(inner) for key, inner in given.items()}
     if isinstance(given, (list, tuple)):
-        return [plain(inner) for inner in given]
+        return [as_json(inner) for inner in given]
     return None if isinstance(given, float) and not math.isfinite(given) else given

@@ -12,7 +12,7 @@ from typing import Any
 from upscale.report import canvas, multiples
 from upscale.report.runs import Run, value
 from upscale.study import efficiency, page, results
-from upscale.study.page import Page, Table, plain
+from upscale.study.page import Page, Table, as_json
 from upscale.study.plan import Plan
 from upscale.study.results import Result, Spread
 
@@ -73,16 +73,16 @@ def rows(plan: Plan, result: Result) -> list[list[str]]:
             continue
         spread = {name: Spread.of(getattr(one, name) for one in found) for name in (*DERIVED, "final", "reached")}
         compared = [
-            spread["gain"].words("+.3f"),
+            spread["gain"].text("+.3f"),
             f"{max(one.margin for one in found):.3f}",
-            Spread.of(100 * one.gain_of_bits for one in found).words("+.1f"),
-            Spread.of(100 * one.gain_of_perplexity for one in found).words("+.1f"),
+            Spread.of(100 * one.gain_of_bits for one in found).text("+.1f"),
+            Spread.of(100 * one.gain_of_perplexity for one in found).text("+.1f"),
         ]
-        reached = [spread[name].words(form) for name, form in (("reached", ",.0f"), ("speed_up", ".2f"))]
-        reached.append(spread["speed_up_in_all"].words(".2f") if before else "the same")
+        reached = [spread[name].text(form) for name, form in (("reached", ",.0f"), ("speed_up", ".2f"))]
+        reached.append(spread["speed_up_in_all"].text(".2f") if before else "the same")
         if arm == result.baseline:
-            compared, reached = ["baseline", "", "", ""], [spread["reached"].words(",.0f"), "1", "1"]
-        cells = [arm, f"{len(found)} of {len(plan.study.seeds)}", f"{before:,}", spread["final"].words(".3f")]
+            compared, reached = ["baseline", "", "", ""], [spread["reached"].text(",.0f"), "1", "1"]
+        cells = [arm, f"{len(found)} of {len(plan.study.seeds)}", f"{before:,}", spread["final"].text(".3f")]
         lines.append((-spread["gain"].mean, [*cells, *compared, *reached]))
     return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
 
@@ -121,7 +121,7 @@ def _record(plan: Plan, known: Sequence[Result]) -> dict:
     for member in plan.members():
         members[member.name] = {"arguments": member.arguments, "tokens": member.tokens, "finished": member.finished()}
         members[member.name] |= member.training() if member.finished() else {}
-    return {"compared": plain(compared), "members": members}
+    return {"compared": as_json(compared), "members": members}
 
 
 def _curve(result: Result, run: Run) -> dict[str, list[float]]:

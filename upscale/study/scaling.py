@@ -41,7 +41,7 @@ class Width:
 
     @property
     def hours(self) -> float:
-        """Of all its ranks together, steps only; mean over seeds."""
+        """Hours of all its ranks together, steps only; mean over seeds."""
         taken = [run.seconds * max(run.world_sizes or [1]) for run in self.runs.values()]
         return sum(taken) / len(taken) / 3600
 

@@ -21,7 +21,7 @@ from upscale.study import grid_finetuning, laws, optimum
 from upscale.study.grid import GridPlan, flops_of
 from upscale.study.grid_finetuning import Pair
 from upscale.study.laws import Fit
-from upscale.study.page import Page, Table, or_dash, plain, with_interval
+from upscale.study.page import Page, Table, as_json, or_dash, with_interval
 from upscale.study.scaling import MARKOV, OPTIMAL, Series, TaskLaws, Width, collect
 from upscale.study.schema import Hardware
 
@@ -62,13 +62,13 @@ def page(plan: GridPlan) -> Page:
         prefix = f"{series.label.replace(', ', '-')}-" if series.label else ""
         for name, picture in _pictures(series, known).items():
             found.pictures[prefix + name] = picture
-        found.record["series"][series.label] = plain(_record(series, known))
+        found.record["series"][series.label] = as_json(_record(series, known))
         for name, wanted in plan.study.finetune.items():
             about = f"{series.label}: " if series.label else ""
             tuned = grid_finetuning.page(f"{about}fine-tuned on {name}", wanted, _pairs(plan, series, name))
             found.tables.extend(tuned.tables)
             found.pictures.update({f"{prefix}finetune-{name}": picture for picture in tuned.pictures.values()})
-            found.record["series"][series.label][f"finetune_{name}"] = plain(tuned.record)
+            found.record["series"][series.label][f"finetune_{name}"] = as_json(tuned.record)
     return found
 
 
@@ -142,7 +142,7 @@ def _of_laws(series: Series, known: dict[TaskKey, TaskLaws]) -> Table:
         worst = max(abs(r) / e for r, e in zip(fit.residuals, fit.errors, strict=True))
         largest, sample = series.measured(key)[-1]
         foretold = (
-            with_interval(*held.foretold(largest.parameters), ".3f") if held and not held.undetermined else UNKNOWN
+            with_interval(*held.predicted(largest.parameters), ".3f") if held and not held.undetermined else UNKNOWN
         )
         rows.append([task_title(key), *_law(fit), f"{worst:.1f}", foretold, f"{sample.mean:.3f}", _verdict(fit)])
     return Table("laws of the parameters", heads, rows, LAW_NOTE)
@@ -195,13 +195,13 @@ def _of_next(config: Config, hardware: Hardware | None, series: Series, known: d
     rows = [["parameters", f"{size:,}"], ["operations", f"{flops:.2e}"], ["hours", hours]]
     for key, found in known.items():
         fit = found.by_parameters
-        told = "not determined" if fit is None or fit.undetermined else with_interval(*fit.foretold(size), ".3f")
+        told = "not determined" if fit is None or fit.undetermined else with_interval(*fit.predicted(size), ".3f")
         rows.append([task_title(key), told])
     return Table(f"the next width, {config.model.width}", ["what", "value"], rows, NEXT_NOTE)
 
 
 def _hours(config: Config, hardware: Hardware | None, largest: Width, flops: float) -> str:
-    """By `upscale plan` where the study names the hardware, else by the speed of the largest width here."""
+    """Hours by `upscale plan` where the study names the hardware, else by the speed of the largest width here."""
     if hardware is None:
         hours = largest.hours * flops / largest.flops
         return f"{hours:,.1f} rank hours, if as fast an operation as width {largest.config.model.width} here"
@@ -218,7 +218,7 @@ def _hours(config: Config, hardware: Hardware | None, largest: Width, flops: flo
 
 
 def _in_bfloat16(config: Config) -> Config:
-    """As `upscale plan` takes it: every GPU it knows has bfloat16 instructions."""
+    """The config as `upscale plan` takes it: every GPU it knows has bfloat16 instructions."""
     precision = "bf16" if config.engine.precision == AUTO else config.engine.precision
     return config.model_copy(update={"engine": config.engine.model_copy(update={"precision": precision})})
 

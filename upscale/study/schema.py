@@ -107,17 +107,29 @@ class Slurm(Section):
     """Options of `sbatch` for every training, such as --nodes=1 and --time=04:00:00."""
 
 
-class Study(Section):
+class AnyStudy(Section):
+    """What studies of both forms have."""
+
     name: Name
     """Name of the study, of its results' files and of its folder of runs."""
     runs: str = AUTO
     """Folder of the run directories, one a member; auto: runs/NAME."""
     to: str = AUTO
-    """Folder for NAME.md, NAME.json, NAME.png and NAME.svg; auto: the folder of the runs."""
+    """Folder for NAME.md, NAME.json and the pictures; auto: the folder of the runs."""
     seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
-    """The whole study runs once for each; arms are compared seed by seed."""
+    """The whole study runs once for each. Arms are compared seed by seed; in a grid a seed gives the same rows at every
+    width whose lanes and batches are equal."""
     set: Settings = {}
-    """What replaces the values of every stage's config."""
+    """What replaces the values of every training's config."""
+    slurm: Slurm = Slurm()
+
+    def folders(self, runs: Path | None, to: Path | None) -> tuple[Path, Path]:
+        """Where the run directories and the results are; a folder that is given goes before that of the file."""
+        runs = runs or Path(self.runs if self.runs != AUTO else f"runs/{self.name}")
+        return runs, to or (Path(self.to) if self.to != AUTO else runs)
+
+
+class Study(AnyStudy):
     stages: Annotated[dict[Name, Stage], Field(min_length=1)]
     """Trainings, by name."""
     arms: Annotated[dict[Name, Annotated[list[Step], Field(min_length=1)]], Field(min_length=2)]
@@ -131,7 +143,6 @@ class Study(Section):
     many tokens, to within 1 %; any: unchecked."""
     substitute: Substitute | None = None
     """How much less of a stage does an arm need? Arms with this stage are trained at smaller budgets of it too."""
-    slurm: Slurm = Slurm()
 
 
 class Point(Section):
@@ -200,11 +211,9 @@ class Finetuning(Section):
     """Options of `sbatch` for its jobs, after those of the training before it."""
 
 
-class Grid(Section):
+class Grid(AnyStudy):
     """A study of trainings at every combination of its axes' points."""
 
-    name: Name
-    """Name of the study, of its results' files and of its folder of runs."""
     report: Literal["scaling", "transfer", "stability", "minutes"]
     """scaling: how bits fall with the width, by laws; transfer: where the best learning rate is at each width;
     stability: up to which rate training is stable at each width; minutes: bits after equally many minutes."""
@@ -213,32 +222,28 @@ class Grid(Section):
     has an axis `recipe`. What other axes vary, such as the source, has results of its own."""
     config: str | None = None
     """Config file of the trainings whose points name none."""
-    set: Settings = {}
-    """What replaces the values of every config."""
     before: Before | None = None
     """What the trainings begin with; null: random weights."""
-    seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
-    """`run.seed` of the trainings; it gives the same rows at every width whose lanes and batches are equal."""
     flops: Positive | None = None
     """Equal operations: each training gets the rows that take so many in all, instead of schedule.instances; null:
     equal instances."""
-    runs: str = AUTO
-    """Folder of the run directories; auto: runs/NAME."""
-    to: str = AUTO
-    """Folder for NAME.md, NAME.json and the pictures; auto: the folder of the runs."""
     next: Next | None = None
     """scaling only: the width to foretell."""
     finetune: dict[Name, Finetuning] = {}
     """scaling only: texts, by name, on which every training goes on, so that fine-tuned bits by width are known too."""
-    slurm: Slurm = Slurm()
 
 
+UNEQUAL = 0.01
+"""By which share budgets may differ that count as equal."""
 AXES = {"scaling": ("width",), "transfer": ("width", "rate"), "stability": ("width", "rate"), "minutes": ("recipe",)}
 """The axes that a report needs."""
 
 
 def load(path: Path) -> Study | Grid:
-    """Read a study file, a Grid where it has axes; UserError names every unknown key, wrong type and unknown name."""
+    """What a study file says, a Grid where it has axes.
+
+    Raises UserError, which names every unknown key, wrong type and unknown name.
+    """
     forms = f"a study is a mapping with the keys {', '.join(Study.model_fields)}, or {', '.join(Grid.model_fields)}"
     tree = read_yaml(path, "study", forms)
     kind = Grid if "axes" in tree else Study
@@ -246,7 +251,10 @@ def load(path: Path) -> Study | Grid:
         study = kind.model_validate(tree)
     except pydantic.ValidationError as error:
         raise failure(path, [f"{key}: {text}" for key, text in found_in(kind, tree, error).items()]) from None
-    if problems := list(_unknown_names(study) if isinstance(study, Study) else _problems_of_grid(study)):
+    problems = list(_unknown_names(study) if isinstance(study, Study) else _problems_of_grid(study))
+    if len(set(study.seeds)) < len(study.seeds):
+        problems.append(f"seeds: {study.seeds} names a seed twice")
+    if problems:
         raise failure(path, problems)
     return budgets.expanded(study) if isinstance(study, Study) else study
 
@@ -289,8 +297,6 @@ def _unknown_names(study: Study) -> typing.Iterator[str]:
             yield f"compare[{place}].stage: no stage {metric.stage}; {nearest(metric.stage, stages)}"
         elif study.baseline in arms and (study.baseline not in having or len(having) < 2):
             yield f"compare[{place}].stage: {metric.stage} must be in the baseline {study.baseline} and another arm"
-    if len(set(study.seeds)) < len(study.seeds):
-        yield f"seeds: {study.seeds} names a seed twice"
 
 
 def _problems_of_grid(grid: Grid) -> typing.Iterator[str]:
@@ -311,5 +317,3 @@ def _problems_of_grid(grid: Grid) -> typing.Iterator[str]:
         yield f"finetune: a {grid.report} study compares trainings at their own rates; leave it out"
     if grid.next and grid.next.config is None and grid.config is None:
         yield "next.config: none here and none of the whole grid; give one of them"
-    if len(set(grid.seeds)) < len(grid.seeds):
-        yield f"seeds: {grid.seeds} names a seed twice"

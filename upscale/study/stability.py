@@ -40,7 +40,8 @@ class Trial:
         return math.isfinite(self.final) and self.rise <= RISE and self.final <= self.first
 
     @property
-    def told(self) -> str:
+    def reason(self) -> str:
+        """Why it is not stable."""
         if not math.isfinite(self.final):
             return "not finite"
         return f"rises by {self.rise:.2f}" if self.rise > RISE else "ends above its start"
@@ -124,7 +125,7 @@ def edges(plan: GridPlan, points: dict[str, str]) -> list[Edge]:
     return sorted(found, key=lambda edge: edge.width)
 
 
-def told(edge: Edge) -> str:
+def edge_text(edge: Edge) -> str:
     """Where the edge is, in words."""
     if not edge.stable:
         return f"below {next(iter(edge.trials)):g}"
@@ -133,5 +134,6 @@ def told(edge: Edge) -> str:
     return f"{edge.stable[-1]:g} to {edge.unstable:g}"
 
 
-def what_happens(seeds: Sequence[Trial]) -> str:
-    return ", ".join(dict.fromkeys(one.told for one in seeds if not one.stable))
+def reasons(seeds: Sequence[Trial]) -> str:
+    """Why trainings are not stable, each reason once."""
+    return ", ".join(dict.fromkeys(one.reason for one in seeds if not one.stable))

@@ -10,7 +10,7 @@ from upscale.report import canvas, edge_map, multiples
 from upscale.report.runs import UNKNOWN
 from upscale.study import stability
 from upscale.study.grid import GridPlan
-from upscale.study.page import Page, Table, or_dash, plain
+from upscale.study.page import Page, Table, as_json, or_dash
 from upscale.study.stability import SIGNALS, Edge
 
 EDGE_NOTE = (
@@ -53,7 +53,7 @@ def _compared(known: dict[str, list[Edge]]) -> Table:
     widths = sorted({edge.width for found in known.values() for edge in found})
     rows = []
     for label, found in known.items():
-        cells = {edge.width: f"{stability.told(edge)} ({or_dash(edge.best[1])})" for edge in found}
+        cells = {edge.width: f"{stability.edge_text(edge)} ({or_dash(edge.best[1])})" for edge in found}
         rows.append([label, *(cells.get(width, UNKNOWN) for width in widths)])
     return Table("the edge, by width", ["", *(f"width {width}" for width in widths)], rows, EDGE_NOTE)
 
@@ -64,11 +64,11 @@ def _table(found: Sequence[Edge]) -> tuple[list[str], list[list[str]]]:
     for edge in found:
         best_rate, loss = edge.best
         seeds = max(len(seeds) for seeds in edge.trials.values())
-        beyond = stability.what_happens(edge.trials[edge.unstable]) if not math.isnan(edge.unstable) else ""
+        beyond = stability.reasons(edge.trials[edge.unstable]) if not math.isnan(edge.unstable) else ""
         last = edge.stable[-1] if edge.stable else math.nan
         signals = [[or_dash(edge.signal(name, rate), ".3g") for rate in (last, edge.unstable)] for name in SIGNALS]
         best = [or_dash(loss), or_dash(best_rate, "g"), or_dash(edge.sensitivity)]
-        rows.append([str(edge.width), str(seeds), stability.told(edge), beyond, *best, *map(", ".join, signals)])
+        rows.append([str(edge.width), str(seeds), stability.edge_text(edge), beyond, *best, *map(", ".join, signals)])
     return heads, rows
 
 
@@ -99,4 +99,4 @@ def _record(edge: Edge) -> dict:
         f"{rate:g}": [asdict(one) | {"stable": one.stable} for one in seeds] for rate, seeds in edge.trials.items()
     }
     own = {"last_stable": edge.stable[-1] if edge.stable else None, "first_unstable": edge.unstable}
-    return plain({"name": edge.name, "width": edge.width, **own, "sensitivity": edge.sensitivity, "trials": trials})
+    return as_json({"name": edge.name, "width": edge.width, **own, "sensitivity": edge.sensitivity, "trials": trials})

@@ -12,7 +12,7 @@ from upscale.report import canvas, multiples
 from upscale.study import optimum
 from upscale.study.grid import GridPlan, by_rate
 from upscale.study.optimum import Optimum
-from upscale.study.page import Page, Table, or_dash, plain, with_interval
+from upscale.study.page import Page, Table, as_json, or_dash, with_interval
 
 NOTE = (
     "log2 of the base learning rate at which the training loss ends lowest: the vertex of the parabola through "
@@ -123,4 +123,4 @@ def _panel(plan: GridPlan, label: str, lines: Sequence[Curve]) -> multiples.Pane
 def _record(curve: Curve) -> dict:
     low, high = curve.best.interval
     best = {"log2_rate": curve.best.place, "low": low, "high": high, "at_an_edge": curve.best.at_an_edge}
-    return plain(asdict(curve) | {"losses": curve.losses.tolist(), "best": best})
+    return as_json(asdict(curve) | {"losses": curve.losses.tolist(), "best": best})
