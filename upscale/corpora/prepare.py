@@ -64,7 +64,9 @@ def _working_folder(to: Path) -> Iterator[Path]:
         except BaseException:
             _remove_attempt(to)
             if not any(path.name != "lock" for path in work.iterdir()):
-                _remove_if_empty(to, work)
+                with contextlib.suppress(OSError):  # the folder is not empty
+                    shutil.rmtree(work)
+                    to.rmdir()
             raise
         shutil.rmtree(work)
 
@@ -77,12 +79,6 @@ def _remove_attempt(to: Path) -> None:
     for form in [*of_splits, f".{index.INDEX}.*.tmp"]:
         for path in to.glob(form):
             path.unlink()
-
-
-def _remove_if_empty(to: Path, work: Path) -> None:
-    with contextlib.suppress(OSError):
-        shutil.rmtree(work)
-        to.rmdir()
 
 
 def _already_there(request: Request) -> index.Index:

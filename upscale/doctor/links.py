@@ -38,7 +38,7 @@ class Links(Check):
         world, nodes = session.world, session.ranks_of_nodes
         if world.size == 1:
             return []
-        found = [self._whole(session)]
+        found = [self.record(session, OVER_ALL, bus_bytes_per_second(world) / 1e9, "GB/s")]
         # All groups first: making one waits for every rank.
         inside = [self._group(session, ranks) for ranks in nodes.values() if len(ranks) > 1]
         world.barrier()
@@ -61,10 +61,6 @@ class Links(Check):
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
         found = flag_slow(records, [INSIDE], session.device.type, INSIDE_ADVICE)
         return judge_pairs(found, list(session.ranks_of_nodes), SLOW_SHARE[session.device.type])
-
-    def _whole(self, session: Session) -> Record:
-        rate = bus_bytes_per_second(session.world)
-        return self.record(session, OVER_ALL, rate / 1e9, "GB/s")
 
     def _group(self, session: Session, ranks: list[int]) -> World | None:
         """A world of some ranks, for those in it. Every rank calls this, as torch asks."""

@@ -15,7 +15,7 @@ from upscale.distributed.world import World
 from upscale.evaluation.compression import Interrupted, Measurement, Predict, Progress, measure, target_positions
 from upscale.evaluation.dataset import Dataset, EvaluationError
 from upscale.evaluation.markov import MarkovBaseline, in_context
-from upscale.evaluation.tasks import CHARACTERS, TASKS
+from upscale.evaluation.tasks import CHARACTERS, GENERATED, TASKS, TEXTS
 
 NAMES = tuple(TASKS)
 
@@ -52,10 +52,10 @@ def datasets(
 
     `split` is the held-out split that is used of prepared corpora in `data_dir`.
 
-    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `Task.load` do.
+    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `TextTask.load`.
     """
     return [
-        TASKS[name].load(data_dir=data_dir, split=split, characters=characters, seed=seed)
+        TEXTS[name].load(data_dir, split=split) if name in TEXTS else GENERATED[name].load(characters, seed=seed)
         for name in check_names(names)
     ]
 
@@ -176,6 +176,7 @@ def _record(
         "skipped": _reason(dataset, context),
     }
     if measurement and markov:
+        groups = measurement.groups
         record |= {
             "bits_per_character": _finite(measurement.bits_per_character),
             "standard_error": _finite(measurement.standard_error),
@@ -184,13 +185,9 @@ def _record(
             "markov_published_bits_per_character": markov.published.bits_per_character,
             "markov_published_order": markov.published.order,
             "samples": measurement.samples,
-            "group_bits_per_character": _groups(measurement),
+            "group_bits_per_character": [round(bits, 5) for bits in groups] if math.isfinite(sum(groups)) else [],
         }
     return record
-
-
-def _groups(measurement: Measurement) -> list[float]:
-    return [round(bits, 5) for bits in measurement.groups] if math.isfinite(sum(measurement.groups)) else []
 
 
 def _finite(value: float) -> float | None:

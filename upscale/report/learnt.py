@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ _PROBES = (
         *("induction-by-rows", "Induction while training", canvas.INSTANCES, "bits of a repeated byte"),
         lambda run: (
             [record.instances for record in run.diagnostics],
-            [_mean(record.induction_bits) for record in run.diagnostics],
+            [float(numpy.mean(record.induction_bits or [math.nan])) for record in run.diagnostics],
         ),
         "Mean over the distances, of every checkpoint that was looked at.",
     ),
@@ -122,10 +123,6 @@ def _text_probes(key: tuple[str, str]) -> list[_Probe]:
 
 def _newest(run: Run) -> DiagnosticsRecord:
     return run.diagnostics[-1]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(numpy.mean(values)) if values else None
 
 
 def _draw(probe: _Probe, runs: Sequence[Run], files: bool) -> Picture | None:

@@ -105,11 +105,9 @@ class Edge:
     @property
     def sensitivity(self) -> float:
         """The mean over all trainings of the final loss, at most that at the start, above the lowest; Wortsman 2023."""
-        ends = [min(one.first, one.final) if math.isfinite(one.final) else one.first for one in self._all()]
+        every = [one for seeds in self.trials.values() for one in seeds]
+        ends = [min(one.first, one.final) if math.isfinite(one.final) else one.first for one in every]
         return sum(ends) / len(ends) - self.best[1]
-
-    def _all(self) -> list[Trial]:
-        return [one for seeds in self.trials.values() for one in seeds]
 
     def signal(self, name: str, rate: float) -> float:
         """The largest over seeds; NaN where it is not known."""

@@ -124,7 +124,7 @@ class Reader:
         name, head = os.fsdecode(entry.name), entry.stream.peek(BUFFER_BYTES)
         if problem := forms.refusal(head):
             raise UserError(f"{where} {problem}")
-        if is_lines(name):
+        if _unpacked(name).endswith(LINES):
             for number, line in tables.lines(entry.stream, where):
                 if line.strip():
                     place = f"{where}, line {number}"
@@ -136,11 +136,6 @@ class Reader:
                 yield Document(where, chunks_of(entry.stream))
         else:
             yield from _cut(entry.stream, self.cut, where)
-
-
-def is_lines(name: str) -> bool:
-    """Whether a name says that the file is JSON lines, packed or not."""
-    return _unpacked(name).endswith(LINES)
 
 
 def is_container(name: str) -> bool:
