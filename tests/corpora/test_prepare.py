@@ -18,7 +18,7 @@ from tests.corpora import inputs
 from tests.corpora.small import request, text
 from tests.reference import corpora as reference
 from upscale.cli.prepare import main
-from upscale.corpora.archives.unpacking import zstd
+from upscale.corpora.archives.decompression import zstd
 from upscale.corpora.prepare import prepare
 from upscale.corpora.recipes import RECIPES
 from upscale.corpora.recipes.german import book_body

@@ -20,8 +20,8 @@ from tests.corpora import inputs
 from tests.corpora.small import corpus, text
 from tests.fuzz import hostile
 from upscale import files
-from upscale.corpora.archives import unpacking
-from upscale.corpora.archives.inputs import Entry, entries, only_packed_file, single_text
+from upscale.corpora.archives import decompression
+from upscale.corpora.archives.inputs import Entry, entries, only_compressed_file, single_text
 from upscale.corpora.documents.reading import Reader
 from upscale.corpora.documents.spooling import spool_documents
 from upscale.corpora.recipes import RECIPES
@@ -42,7 +42,7 @@ READ_BYTES = 1 << 24
 @pytest.fixture(autouse=True)
 def small_allowance(monkeypatch):
     """So that a hole of a GiB is refused at once instead of being written first."""
-    monkeypatch.setattr(unpacking, "ALWAYS_ALLOWED_BYTES", 1 << 20)
+    monkeypatch.setattr(decompression, "ALWAYS_ALLOWED_BYTES", 1 << 20)
 
 
 def read(path: Path) -> int:
@@ -124,7 +124,7 @@ def test_any_tar(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "hostile"
     path.write_bytes(content)
     hostile.ends_well(read, path)
-    hostile.ends_well(only_packed_file, path)
+    hostile.ends_well(only_compressed_file, path)
 
 
 def zips() -> list[bytes]:

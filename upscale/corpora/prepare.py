@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upscale.console.progress import Progress
-from upscale.corpora.archives.unpacking import cannot_read
+from upscale.corpora.archives.decompression import cannot_read
 from upscale.corpora.recipes import Known, Recipe
 from upscale.corpora.shards import index
 from upscale.corpora.shards.writing import write_corpus

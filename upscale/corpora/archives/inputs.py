@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from upscale.corpora.archives import forms
-from upscale.corpora.archives.unpacking import (
+from upscale.corpora.archives import formats
+from upscale.corpora.archives.decompression import (
     BUFFER_BYTES,
     UNREADABLE,
     Allowance,
@@ -26,7 +26,7 @@ from upscale.corpora.archives.unpacking import (
     Progress,
     cannot_read,
     damaged,
-    unpacked,
+    decompressed,
 )
 from upscale.errors import UserError
 
@@ -117,34 +117,34 @@ def is_archive(path: Path) -> bool:
 
 def _open(path: Path, progress: Progress) -> io.BufferedReader[Guarded]:
     try:
-        return unpacked(path, progress)
+        return decompressed(path, progress)
     except OSError as error:
         raise cannot_read(path, error) from None
 
 
-def only_packed_file(path: Path) -> str | None:
+def only_compressed_file(path: Path) -> str | None:
     """The name of an archive's one file, if that is packed or an archive itself."""
-    names, packed = [], False
+    names, compressed = [], False
     with closing(entries(path, lambda _: None)) as files:
         for entry in files:
             names.append(os.fsdecode(entry.name))
             if len(names) > 1 or isinstance(entry, HardLink):
                 return None
             head = entry.stream.peek(BUFFER_BYTES)
-            packed = bool(forms.packing(head) or forms.archive(head))
-    return names[0] if packed else None
+            compressed = bool(formats.compression(head) or formats.archive(head))
+    return names[0] if compressed else None
 
 
 def _kind(stream: io.BufferedReader[Guarded]) -> str:
-    found = forms.archive(stream.peek(BUFFER_BYTES))
-    return "text" if found is None or (found == "zip" and stream.raw.packing) else found
+    found = formats.archive(stream.peek(BUFFER_BYTES))
+    return "text" if found is None or (found == "zip" and stream.raw.compression) else found
 
 
 def _checked_text(path: Path, stream: io.BufferedReader[Guarded]) -> io.BufferedReader[Guarded]:
     head = stream.peek(BUFFER_BYTES)
     if not head:
         raise UserError(f"{path} is empty")
-    if problem := forms.refusal(head):
+    if problem := formats.refusal(head):
         raise UserError(f"{path} {problem}")
     return stream
 
@@ -190,7 +190,7 @@ class _Header(tarfile.TarInfo):
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
-            if buf == forms.TAR_END:
+            if buf == formats.TAR_END:
                 raise
             raise tarfile.ReadError(f"{error} where a tar's header or end mark should be") from None
         if header.size < 0 or (header.size > LONG_HEADER_BYTES and not _is_member(header)):
@@ -233,7 +233,7 @@ def _tar_entries(path: Path, stream: io.BufferedIOBase, wanted: Wanted) -> Itera
 
 
 def _check_nothing_follows(path: Path, stream: io.BufferedIOBase) -> None:
-    """Read to the end: only then has a packing checked its sums. Tars are padded with zeros."""
+    """Read to the end: only then has a decompressor checked its sums. Tars are padded with zeros."""
     while block := stream.read(BUFFER_BYTES):
         if block.count(0) < len(block):
             raise UserError(

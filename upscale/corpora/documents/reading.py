@@ -15,9 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from upscale.corpora.archives import forms
+from upscale.corpora.archives import formats
+from upscale.corpora.archives.decompression import BUFFER_BYTES, Progress
 from upscale.corpora.archives.inputs import Entry, HardLink, entries, is_archive
-from upscale.corpora.archives.unpacking import BUFFER_BYTES, Progress
 from upscale.corpora.documents import tables
 from upscale.corpora.shards import index
 from upscale.corpora.work.spooling import chunks_of
@@ -122,7 +122,7 @@ class Reader:
 
     def _of_entry(self, entry: Entry, where: str, in_archive: bool) -> Iterator[Document]:
         name, head = os.fsdecode(entry.name), entry.stream.peek(BUFFER_BYTES)
-        if problem := forms.refusal(head):
+        if problem := formats.refusal(head):
             raise UserError(f"{where} {problem}")
         if _unpacked(name).endswith(LINES):
             for number, line in tables.lines(entry.stream, where):

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from upscale.corpora.archives.unpacking import cannot_read, damaged
+from upscale.corpora.archives.decompression import cannot_read, damaged
 from upscale.errors import UserError
 from upscale.files import parse_json
 

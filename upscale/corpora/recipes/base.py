@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from upscale.corpora.archives.decompression import Progress
 from upscale.corpora.archives.inputs import single_text
-from upscale.corpora.archives.unpacking import Progress
 from upscale.corpora.work.spooling import Spool, chunks_of, spool_chunks
 from upscale.settings import Count, Section
 
@@ -25,7 +25,7 @@ class Known:
     algorithm: str
     digest: str
     of_text: bool
-    """The digest is of the text, so that it holds for every packing; else of the file as it is downloaded."""
+    """The digest is of the text, so that it holds for every compression; else of the file as it is downloaded."""
 
 
 class Recipe(Section):

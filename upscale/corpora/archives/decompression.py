@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from upscale.corpora.archives import forms
+from upscale.corpora.archives import formats
 from upscale.errors import UserError
 
 if sys.version_info >= (3, 14):
@@ -69,8 +69,8 @@ class Allowance:
 class Guarded(io.RawIOBase):
     """A stream whose damage is the user's to repair: what goes wrong in reading is a UserError that names the file."""
 
-    def __init__(self, inner, path: str, packing: str | None, allowance: Allowance | None = None) -> None:
-        self.inner, self.path, self.packing, self.allowance = inner, path, packing, allowance
+    def __init__(self, inner, path: str, compression: str | None, allowance: Allowance | None = None) -> None:
+        self.inner, self.path, self.compression, self.allowance = inner, path, compression, allowance
 
     def readable(self) -> bool:
         return True
@@ -113,18 +113,18 @@ class Counted(io.RawIOBase):
         super().close()
 
 
-def unpacked(path: Path, progress: Progress) -> io.BufferedReader[Guarded]:
-    """A file's content behind gzip, bzip2, xz, lzma, zstd or nothing; its `raw.packing` says which."""
+def decompressed(path: Path, progress: Progress) -> io.BufferedReader[Guarded]:
+    """A file's content behind gzip, bzip2, xz, lzma, zstd or nothing; its `raw.compression` says which."""
     counted = Counted(io.FileIO(path), progress)
     raw = io.BufferedReader(counted, BUFFER_BYTES)
-    packing = forms.packing(raw.peek(BUFFER_BYTES))
-    if packing is None:
+    compression = formats.compression(raw.peek(BUFFER_BYTES))
+    if compression is None:
         return io.BufferedReader(Guarded(raw, str(path), None), BUFFER_BYTES)
-    inner = gzip.GzipFile(fileobj=raw) if packing == "gzip" else _Streams(raw, BEGINNINGS[packing])
-    return io.BufferedReader(Guarded(_Prefetched(inner), str(path), packing, Allowance(path)), BUFFER_BYTES)
+    inner = gzip.GzipFile(fileobj=raw) if compression == "gzip" else _Streams(raw, DECOMPRESSORS[compression])
+    return io.BufferedReader(Guarded(_Prefetched(inner), str(path), compression, Allowance(path)), BUFFER_BYTES)
 
 
-BEGINNINGS = {
+DECOMPRESSORS = {
     "bzip2": bz2.BZ2Decompressor,
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY_BYTES),
     "lzma": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, LZMA_MEMORY_BYTES),
