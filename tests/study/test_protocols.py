@@ -12,7 +12,7 @@ import pytest
 from tests.study import planted, tiny
 from upscale import planning
 from upscale.errors import UserError
-from upscale.study import efficiency, plan, reporting, results, schema
+from upscale.study import efficiency, loading, plan, reporting, results
 from upscale.study.members import Member
 
 TEXT = {
@@ -37,7 +37,7 @@ PROTOCOL = {
 
 def planned(folder: Path, **changes: object) -> plan.Plan:
     path = tiny.write(folder, **copy.deepcopy({**PROTOCOL, **changes}))
-    return plan.make(path, schema.load(path), [], runs=folder / "runs")
+    return plan.make(path, loading.load(path), [], runs=folder / "runs")
 
 
 def problems(folder: Path, **changes: object) -> str:

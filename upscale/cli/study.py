@@ -10,7 +10,7 @@ from pathlib import Path
 from upscale.config import problems
 from upscale.console import command
 from upscale.errors import UserError
-from upscale.study import grid, grid_reporting, reporting, run_slurm, schema
+from upscale.study import grid, grid_reporting, loading, reporting, run_slurm, schema
 from upscale.study import plan as planning
 from upscale.study.grid import GridPlan
 from upscale.study.members import Member
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(
             "--slurm runs one rank per GPU of each job and submits the report itself: leave --ranks and --report out"
         )
-    study = schema.load(options.file)
+    study = loading.load(options.file)
     plan: Plan | GridPlan
     if isinstance(study, schema.Grid):
         _check_names(only, "point", [name for points in study.axes.values() for name in points])

@@ -28,4 +28,4 @@ def write(plan: GridPlan, command: Sequence[str]) -> str:
     found = PAGES[plan.study.report](plan)
     record = {**found.record, "members": {m.name: {"arguments": m.arguments, **m.training()} for m in finished}}
     state = f"{len(finished)} of {len(members)} trainings have finished."
-    return page.write(dataclasses.replace(found, record=record, state=state), plan, command)
+    return page.write(dataclasses.replace(found, record=record, state=state), plan.study, plan.to, command)

@@ -7,17 +7,15 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from upscale.config import files as config_files
 from upscale.console.text import aligned_table
 from upscale.errors import UserError
 from upscale.files import write_atomically
 from upscale.report.runs import UNKNOWN
-
-if TYPE_CHECKING:
-    from upscale.study.grid import GridPlan
-    from upscale.study.plan import Plan
+from upscale.study.schema import AnyStudy
 
 READING = "## Reading"
 
@@ -43,14 +41,13 @@ class Page:
     """Paragraphs after the tables in Markdown."""
 
 
-def write(page: Page, plan: Plan | GridPlan, command: Sequence[str]) -> str:
-    """The tables for the terminal, after writing NAME.md, NAME.json and the pictures into the folder of the results.
+def write(page: Page, study: AnyStudy, to: Path, command: Sequence[str]) -> str:
+    """The tables for the terminal, after writing NAME.md, NAME.json and the pictures into the folder `to`.
 
     What stands below `## Reading` in an earlier NAME.md stays. Raises UserError where nothing can be written.
     """
-    name, stem = plan.study.name, plan.to / plan.study.name
-    study, words = plan.study.model_dump(mode="json"), shlex.join(command)
-    record = {"study": study, "command": words, "versions": config_files.versions(), **page.record}
+    name, stem, words = study.name, to / study.name, shlex.join(command)
+    own = {"study": study.model_dump(mode="json"), "command": words, "versions": config_files.versions()}
     pictures = {name + (f"-{kind}" if kind else ""): endings for kind, endings in page.pictures.items()}
     parts = [f"# The study {name}", page.state]
     for table in page.tables:
@@ -59,17 +56,17 @@ def write(page: Page, plan: Plan | GridPlan, command: Sequence[str]) -> str:
     links = [f"![{kind or name}]({picture}.png)" for kind, picture in zip(page.pictures, pictures, strict=True)]
     parts += [*page.closing, *links, f"    {words}"]
     try:
-        plan.to.mkdir(parents=True, exist_ok=True)
-        write_atomically(stem.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
+        to.mkdir(parents=True, exist_ok=True)
+        write_atomically(stem.with_suffix(".json"), (json.dumps(own | page.record, indent=1) + "\n").encode())
         for picture, endings in pictures.items():
             for ending, content in endings.items():
-                write_atomically(plan.to / f"{picture}.{ending}", content)
+                write_atomically(to / f"{picture}.{ending}", content)
         markdown = stem.with_suffix(".md")
         before = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
         _, heading, reading = before.partition(f"\n{READING}\n")
         write_atomically(markdown, ("\n\n".join(filter(None, parts)) + "\n" + heading + reading).encode())
     except OSError as error:
-        raise UserError(f"the results cannot be written to {plan.to}: {error.strerror or error}; choose --to") from None
+        raise UserError(f"the results cannot be written to {to}: {error.strerror or error}; choose --to") from None
     shown = [page.state]
     for table in page.tables:
         shown.append(f"{table.title}\n{aligned_table(table.heads, table.rows)}\n{table.note}".rstrip())

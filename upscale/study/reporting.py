@@ -42,7 +42,7 @@ def write(plan: Plan, command: Sequence[str]) -> str:
         for one in found
         if one not in known
     ]
-    return "\n".join([*parts, *([page.write(_page(plan, known), plan, command)] if known else [])])
+    return "\n".join([*parts, *([page.write(_page(plan, known), plan.study, plan.to, command)] if known else [])])
 
 
 def _page(plan: Plan, known: Sequence[Result]) -> Page:
