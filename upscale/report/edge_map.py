@@ -21,15 +21,11 @@ class Map:
     """(width, log2 of the rate) -> (final loss in bits per byte, NaN where it diverged; whether it was stable)."""
 
 
+@canvas.styled()
 def draw(maps: Sequence[Map]) -> dict[str, bytes]:
     """A picture, as png and svg, with one map beside the other, on one scale of colours.
 
     The line is the edge: right of it nothing that was tried is stable, or one smaller rate was not."""
-    with canvas.styled():
-        return _draw(maps)
-
-
-def _draw(maps: Sequence[Map]) -> dict[str, bytes]:
     figure, places = canvas.small_multiples(len(maps), _HEIGHT_INCHES, (0.8, 0.4))
     losses = [loss for one in maps for loss, _ in one.cells.values() if math.isfinite(loss)]
     limits = (min(losses), max(losses)) if losses else (0.0, 1.0)

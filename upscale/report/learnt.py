@@ -153,8 +153,8 @@ def _draw(probe: _Probe, runs: Sequence[Run], files: bool) -> Picture | None:
         axes.set_ylim(0, probe.top)
 
     only = [bool(len(x)) for x, _ in series]
-    frame = canvas.Frame(probe.title, probe.x_label, probe.unit)
-    drawing = canvas.render(frame, lines, canvas.legend_of(runs, marker_size=3.5, only=only), files)
+    legend = canvas.legend_of(runs, marker_size=3.5, only=only)
+    drawing = canvas.render(probe.title, probe.x_label, probe.unit, lines, legend, files)
     told = [f"{run.name} {_first_to_last(y)}" for run, (x, y) in zip(runs, series, strict=True) if len(x)]
     alt = f"{probe.title}: {probe.unit} over {probe.x_label}. From first to last: {'; '.join(told)}."
     return Picture("learnt", probe.slug, probe.title, probe.unit, alt, probe.note, drawing)

@@ -46,17 +46,13 @@ class Panel:
     """Horizontal lines: label, height, look."""
 
 
+@canvas.styled()
 def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
     """The panels in rows of three, with one legend, as png and svg by ending; they depend on nothing but the data.
 
     The first quarter of a line may be above its panel: every model begins near 8 bits, which would press the rest
     together.
     """
-    with canvas.styled():
-        return _draw(panels, x_label, y_label, log_x)
-
-
-def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
     from matplotlib.ticker import EngFormatter
 
     figure, places = canvas.small_multiples(len(panels), _HEIGHT_INCHES, (0.0, 0.6))
