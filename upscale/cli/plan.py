@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--network-gigabits {options.network_gigabits} must be above 0")
     config = config_files.load(options.config, options.overrides).resolved()
     if config.engine.precision == AUTO:  # all DEVICES have bfloat16 instructions
-        config = config.model_copy(update={"engine": config.engine.model_copy(update={"precision": "bf16"})})
+        config = config.with_values(engine={"precision": "bf16"})
     utilization, source = _utilization(options)
     device, network = DEVICES[options.device], options.network_gigabits * 1e9 / 8
 
@@ -104,9 +104,7 @@ def scaling(config: Config, gpus_per_node: int, device, network: float, utilizat
 def _grown(config: Config, factor: int, gpus: int) -> Config:
     """The config with `factor` times the full batch, and at least one lane a GPU."""
     batch = config.schedule.batch.model_copy(update={"end": config.schedule.batch.end * factor})
-    schedule = config.schedule.model_copy(update={"batch": batch})
-    data = config.data.model_copy(update={"lanes": max(config.data.lanes, gpus)})
-    return config.model_copy(update={"schedule": schedule, "data": data})
+    return config.with_values(schedule={"batch": batch}, data={"lanes": max(config.data.lanes, gpus)})
 
 
 def _utilization(options: argparse.Namespace) -> tuple[float, str]:

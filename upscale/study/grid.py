@@ -158,8 +158,7 @@ def _config(study: Grid, points: list[Point], overrides: Sequence[str], own: dic
 
 def flops_of(config: Config, instances: int) -> float:
     """Floating-point operations of the first `instances` rows of a config's schedule."""
-    schedule = config.schedule.model_copy(update={"instances": round(instances)})
-    return planning.run_flops(config.model_copy(update={"schedule": schedule}))
+    return planning.run_flops(config.with_values(schedule={"instances": round(instances)}))
 
 
 def instances_for(config: Config, flops: float) -> int:

@@ -219,8 +219,7 @@ def _hours(config: Config, hardware: Hardware | None, largest: Width, flops: flo
 
 def _in_bfloat16(config: Config) -> Config:
     """The config as `upscale plan` takes it: every GPU it knows has bfloat16 instructions."""
-    precision = "bf16" if config.engine.precision == AUTO else config.engine.precision
-    return config.model_copy(update={"engine": config.engine.model_copy(update={"precision": precision})})
+    return config.with_values(engine={"precision": "bf16"}) if config.engine.precision == AUTO else config
 
 
 def _pictures(series: Series, known: dict[TaskKey, TaskLaws]) -> dict[str, dict[str, bytes]]:
