@@ -52,10 +52,10 @@ def parse_json(text: str | bytes) -> Any:
 
 def file_digest(path: Path, algorithm: str) -> str:
     """The digest of a file's bytes in hexadecimal, by an algorithm that hashlib knows; raises OSError."""
-    digest = hashlib.new(algorithm)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, buffer = hashlib.new(algorithm), memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 

@@ -8,13 +8,13 @@ import math
 import statistics
 from pathlib import Path
 
-from upscale.config import AUTO, Config
+from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.errors import UserError
 from upscale.files import read_json_lines, write_atomically
 from upscale.machine.gpus import DEVICES
-from upscale.planning import tables
+from upscale.planning import memory, tables
 from upscale.planning.communication import Cluster
 from upscale.planning.estimate import Estimate, alternatives, estimate
 
@@ -49,9 +49,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--utilization and --measured were both given: the second says what the first would assume")
     if options.network_gigabits <= 0:
         raise UserError(f"--network-gigabits {options.network_gigabits} must be above 0")
-    config = config_files.load(options.config, options.overrides).resolved()
-    if config.engine.precision == AUTO:  # all DEVICES have bfloat16 instructions
-        config = config.with_values(engine={"precision": "bf16"})
+    config = memory.in_bfloat16(config_files.load(options.config, options.overrides).resolved())
     utilization, source = _utilization(options)
     device, network = DEVICES[options.device], options.network_gigabits * 1e9 / 8
 

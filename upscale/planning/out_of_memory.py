@@ -30,8 +30,7 @@ def message(config: Config, device: torch.device, ranks: int, error: str) -> str
     """What was asked for, what there is, and the settings to give instead."""
     free, total = torch.cuda.mem_get_info(device)
     others = max(0, total - free - torch.cuda.memory_reserved(device) - memory.CONTEXT_BYTES)
-    if config.engine.precision == AUTO:
-        config = config.with_values(engine={"precision": "bf16"})
+    config = memory.in_bfloat16(config)
     rows = rows_at_once(config, ranks, total)
     states = size(sum(memory.state_bytes(config, ranks).values()))
     lines = [

@@ -10,8 +10,9 @@ from typing import Any
 import numpy
 
 from upscale import planning
-from upscale.config import AUTO, Config
+from upscale.config import Config
 from upscale.machine.gpus import DEVICES
+from upscale.planning import memory
 from upscale.planning.communication import Cluster
 from upscale.planning.estimate import alternatives
 from upscale.report import canvas, multiples
@@ -208,18 +209,13 @@ def _hours(config: Config, hardware: Hardware | None, largest: Width, flops: flo
     cluster = Cluster(
         hardware.nodes, hardware.gpus_per_node, DEVICES[hardware.device], hardware.network_gigabits * 1e9 / 8
     )
-    best = alternatives(_in_bfloat16(config), cluster, hardware.utilization)[0]
+    best = alternatives(memory.in_bfloat16(config), cluster, hardware.utilization)[0]
     if not best.fits:
         return f"does not fit {cluster.ranks} {hardware.device}, whatever the engine"
     return (
         f"{best.run_seconds / 3600:,.1f} on {cluster.ranks} {hardware.device}, {best.gpu_hours:,.0f} GPU hours, with "
         f"matrix products at {hardware.utilization:.0%} of the peak (an assumption)"
     )
-
-
-def _in_bfloat16(config: Config) -> Config:
-    """The config as `upscale plan` takes it: every GPU it knows has bfloat16 instructions."""
-    return config.with_values(engine={"precision": "bf16"}) if config.engine.precision == AUTO else config
 
 
 def _pictures(series: Series, known: dict[TaskKey, TaskLaws]) -> dict[str, dict[str, bytes]]:
