@@ -42,6 +42,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_json(path: Path, tree: Any) -> None:
+    """Replace a file by JSON for people and programs; raises OSError and then leaves the old one as it was."""
+    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value that a JSON text stands for; raises ValueError, also where it is nested too deeply to be read."""
     try:

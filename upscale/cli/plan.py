@@ -12,7 +12,7 @@ from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.errors import UserError
-from upscale.files import read_json_lines, write_atomically
+from upscale.files import read_json_lines, write_json
 from upscale.machine.gpus import DEVICES
 from upscale.planning import memory, tables
 from upscale.planning.communication import Cluster
@@ -64,9 +64,7 @@ def main(arguments: list[str]) -> int:
     )
     print(f"{config.run.name} on {assumed}\n\n{text}")
     if options.json:
-        write_atomically(
-            options.json, (json.dumps({"assumed": assumed, "estimates": records}, indent=1) + "\n").encode()
-        )
+        write_json(options.json, {"assumed": assumed, "estimates": records})
         print(f"\nfigures in {options.json}")
     return 0
 

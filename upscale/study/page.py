@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from upscale.config import files as config_files
 from upscale.console.text import aligned_table
 from upscale.errors import UserError
-from upscale.files import write_atomically
+from upscale.files import write_atomically, write_json
 from upscale.report.runs import UNKNOWN
 from upscale.study.schema import AnyStudy
 
@@ -57,7 +56,7 @@ def write(page: Page, study: AnyStudy, to: Path, command: Sequence[str]) -> str:
     parts += [*page.closing, *links, f"    {words}"]
     try:
         to.mkdir(parents=True, exist_ok=True)
-        write_atomically(stem.with_suffix(".json"), (json.dumps(own | page.record, indent=1) + "\n").encode())
+        write_json(stem.with_suffix(".json"), own | page.record)
         for picture, endings in pictures.items():
             for ending, content in endings.items():
                 write_atomically(to / f"{picture}.{ending}", content)
