@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -41,12 +42,55 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_json(path: Path, tree: Any) -> None:
+    """Replace a file by JSON for people and programs; raises OSError and then leaves the old one as it was."""
+    write_atomically(path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value that a JSON text stands for; raises ValueError, also where it is nested too deeply to be read."""
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """The digest of a file's bytes in hexadecimal, by an algorithm that hashlib knows; raises OSError."""
+    digest, buffer = hashlib.new(algorithm), memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def checked_json(form: str, content: dict, algorithm: str, indent: int | None = None) -> bytes:
+    """A JSON object with its format and a checksum of itself, which `parse_checked_json` verifies."""
+    content = {"format": form, **content}
+    return json.dumps({**content, "checksum": _checksum(content, algorithm)}, indent=indent).encode()
+
+
+def parse_checked_json(text: bytes, form: str, algorithm: str) -> dict:
+    """The object that `checked_json` made a text of; raises ValueError with what is wrong, after the file's name."""
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != form:
+        raise ValueError(f"is not of the format {form}")
+    if content.get("checksum") != _checksum(content, algorithm):
+        raise ValueError("is damaged: its checksum does not match")
+    return content
+
+
+def _checksum(content: dict, algorithm: str) -> str:
+    plain = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.new(algorithm, json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def wrong_form(error: pydantic.ValidationError) -> str:
+    """What is wrong with a file whose values pydantic refuses, after the file's name: their places."""
+    return f"is not of its form: {', '.join('.'.join(map(str, detail['loc'])) for detail in error.errors())}"
 
 
 def is_plain_name(name: str) -> bool:

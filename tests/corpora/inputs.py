@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from upscale.corpora.archives.unpacking import zstd
+from upscale.corpora.archives.decompression import zstd
 
 
 def source(size: int, seed: int) -> bytes:

@@ -18,8 +18,8 @@ import pytest
 
 from tests.corpora import inputs
 from tests.corpora.small import text
-from upscale.corpora.archives import forms, unpacking
-from upscale.corpora.archives.inputs import entries, single_text
+from upscale.corpora.archives import decompression, formats
+from upscale.corpora.archives.inputs import HardLink, entries, single_text
 from upscale.errors import UserError
 
 MIB = 1 << 20
@@ -30,7 +30,7 @@ def content_of(path: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for entry in entries(path, lambda _: None):
         name = os.fsdecode(entry.name)
-        found[name] = found[os.fsdecode(entry.link)] if entry.stream is None else entry.stream.read()
+        found[name] = found[os.fsdecode(entry.target)] if isinstance(entry, HardLink) else entry.stream.read()
     return found
 
 
@@ -153,7 +153,7 @@ def test_streams_in_a_row(tmp_path, packing):
     damage = b"damaged" + streams[1][7:]
     refused(file, streams[0] + damage, "is damaged or truncated")
     refused(file, streams[0] + streams[1][:3], "is damaged or truncated")
-    assert forms.packing(streams[0]) == packing
+    assert formats.compression(streams[0]) == packing
 
 
 @pytest.mark.parametrize("tool", ["xz", "lzma", "zstd", "bzip2", "gzip"])
@@ -262,7 +262,7 @@ BOMBS = {
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs_are_refused(tmp_path, monkeypatch, kind):
     """Small files that give over a hundred times their size; the limit below which all is allowed is 1 MiB here."""
-    monkeypatch.setattr(unpacking, "ALWAYS_ALLOWED_BYTES", MIB)
+    monkeypatch.setattr(decompression, "ALWAYS_ALLOWED_BYTES", MIB)
     (tmp_path / "bomb").write_bytes(BOMBS[kind]())
     with pytest.raises(UserError, match="over 100 times its size: it is no text"):
         for entry in entries(tmp_path / "bomb", lambda _: None):

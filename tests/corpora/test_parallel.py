@@ -52,7 +52,8 @@ def test_items_are_taken_only_as_results_are_read(processes):
 def test_errors_reach_the_caller(processes):
     seen = []
     with pytest.raises(UserError, match="five"):
-        parallel.run(refuse, range(10), processes, seen.append)
+        for number in parallel.ordered_map(refuse, range(10), processes):
+            seen.append(number)
     assert seen == [0, 1, 2, 3, 4]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.reference.lanes import Lane
-from tests.reference.recurrent import RecurrentSource as Reference
+from tests.reference.recurrent import recurrent_source
 from upscale.data.lanes import NO_SOURCE, Lanes, owned_lanes
 from upscale.data.sample import printable, sample_lines
 from upscale.randomness.streams import Stream
@@ -86,7 +86,7 @@ def test_rows_are_those_of_algorithm_1(changes):
     exact = dict(small, dtype=torch.float64)
     given["sources"] = [(LSTMSource(**exact), 2.0), (noise, 1.0), (GRUSource(**exact), 1.5)]
     lanes = Lanes(**given)
-    given["sources"] = [(Reference("lstm", **small), 2.0), (noise, 1.0), (Reference("gru", **small), 1.5)]
+    given["sources"] = [(recurrent_source("lstm", **small), 2.0), (noise, 1.0), (recurrent_source("gru", **small), 1.5)]
     alone = [Lane(lane=lane, **given) for lane in given.pop("lanes")]
     assert lanes.buffers.tolist() == [lane.buffer for lane in alone]
     for count in (4, 10, 1):

@@ -139,10 +139,10 @@ def configured(name: str, options: argparse.Namespace) -> None:
     """Load what the options of a command name: configs with their overrides, tasks, study files."""
     from upscale.config import files
     from upscale.evaluation import suite
-    from upscale.study import schema
+    from upscale.study import loading
 
     if name == "study":
-        schema.load(options.file)
+        loading.load(options.file)
     elif getattr(options, "stats", None):
         for given in options.stats:
             assert not given.endswith(".yaml") or (ROOT / given).is_file(), f"no config {given}"

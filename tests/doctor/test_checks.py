@@ -33,7 +33,7 @@ def test_a_machine_in_order_has_no_problems_and_keeps_no_traces(tmp_path, one_th
     examination.run(said.append, lambda: None)
     assert not examination.problems, examination.report()
     assert "no problems" in examination.report() and len(said) == 9
-    tree = json.loads(json.dumps(examination.tree()))
+    tree = json.loads(json.dumps(examination.as_tree()))
     assert tree["verdict"] == "ok" and set(tree["records"][0]) >= {"name", "rank", "value", "unit", "verdict", "advice"}
     found = {one["name"]: one["value"] for one in tree["records"]}
     for name in (devices.PRODUCT, devices.MEMORY, storage.WRITE, storage.READ, "free space"):

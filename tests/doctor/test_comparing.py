@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from upscale.doctor.base import OK, PROBLEM, Record, slow_ones, unequal_ones
+from upscale.doctor.base import OK, PROBLEM, Record, flag_slow, flag_unequal
 from upscale.doctor.examination import problem_lines, table
 from upscale.doctor.links import BETWEEN, judge_pairs, rounds
 
@@ -31,21 +31,21 @@ def bad(found: list[Record]) -> list[int]:
     ],
 )
 def test_slow_ones_are_those_far_below_the_median(values, slow):
-    found = slow_ones(records(*values), ["speed"], "cpu", "Do this")
+    found = flag_slow(records(*values), ["speed"], "cpu", "Do this")
     assert bad(found) == slow
     assert all("of the median" in one.advice and "Do this" in one.advice for one in found if one.verdict == PROBLEM)
 
 
 def test_a_gpu_is_slow_sooner_than_a_cpu():
     values = records(10.0, 10.0, 8.0)
-    assert bad(slow_ones(values, ["speed"], "cuda", "")) == [2] and not bad(slow_ones(values, ["speed"], "cpu", ""))
+    assert bad(flag_slow(values, ["speed"], "cuda", "")) == [2] and not bad(flag_slow(values, ["speed"], "cpu", ""))
 
 
 def test_unequal_ones_are_the_fewer():
-    found = unequal_ones(records("3.1", "3.1", "3.0", "3.1"), {"speed": "Make it equal"})
+    found = flag_unequal(records("3.1", "3.1", "3.0", "3.1"), {"speed": "Make it equal"})
     assert bad(found) == [2] and found[2].advice == "3 of 4 ranks have 3.1. Make it equal"
-    assert not bad(unequal_ones(records("3.1", "3.1"), {"speed": ""}))
-    assert not bad(unequal_ones(records("3.1", "3.0"), {"other": ""}))
+    assert not bad(flag_unequal(records("3.1", "3.1"), {"speed": ""}))
+    assert not bad(flag_unequal(records("3.1", "3.0"), {"other": ""}))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9])
@@ -83,7 +83,7 @@ def test_large_numbers_are_written_out():
 
 
 def test_the_table_has_one_line_a_thing_and_the_lines_say_what_to_do():
-    mixed = [*slow_ones(records(10.0, 9.0, 2.0), ["speed"], "cpu", "Look."), *records("a", "b", "a", name="version")]
+    mixed = [*flag_slow(records(10.0, 9.0, 2.0), ["speed"], "cpu", "Look."), *records("a", "b", "a", name="version")]
     lines = table(mixed).splitlines()
     assert len(lines) == 3
     assert lines[1].split() == "devices speed PROBLEM on 1 of 3 2 9 10 GB/s".split()

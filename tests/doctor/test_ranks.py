@@ -49,7 +49,7 @@ def examined(world: World, folder: str, changes: dict[str, object]) -> tuple[dic
     session = Session.begin(tiny.config(run__dir=directory), world)
     examination = Examination(session)
     examination.run(lambda text: None, lambda: None)
-    return examination.tree(), examination.report()
+    return examination.as_tree(), examination.report()
 
 
 def test_what_differs_is_named_with_its_node(tmp_path):

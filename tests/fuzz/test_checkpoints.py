@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from tests.fuzz import hostile
+from upscale import files
 from upscale.checkpoint import export, manifest
 from upscale.checkpoint.reader import Reader, whole_parameters
 from upscale.checkpoint.warm_start import Initialization
@@ -76,7 +77,7 @@ def test_any_manifest_with_a_right_checksum(step, copy, data, capsys):
     """A checksum keeps damage out, not malice: anyone can compute it."""
     tree = data.draw(hostile.changed(plain(step)))
     tree = tree if isinstance(tree, dict) else {"tree": tree}
-    (copy / manifest.MANIFEST).write_text(json.dumps({**tree, "checksum": manifest._checksum(tree)}))
+    (copy / manifest.MANIFEST).write_text(json.dumps({**tree, "checksum": files._checksum(tree, manifest.HASH)}))
     hostile.ends_well(use, copy, also=INVALID)
     for action in ("list", "verify"):
         hostile.ends_well(checkpoint_command.main, [action, str(copy.parent)])

@@ -14,7 +14,7 @@ from upscale.config import Config, schema
 from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.files import dump_yaml, parse_yaml
-from upscale.study import schema as study_schema
+from upscale.study import loading
 
 SMALL = config_files.as_tree(Config())
 STUDY = yaml.safe_load(Path("configs/studies/nca.yaml").read_text())
@@ -58,14 +58,14 @@ def test_any_override(tmp_path_factory, key, value):
 def test_any_study(tmp_path_factory, tree):
     path = tmp_path_factory.getbasetemp() / "study.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    hostile.ends_well(study_schema.load, path)
+    hostile.ends_well(loading.load, path)
 
 
 @given(content=hostile.damaged(Path("configs/studies/nca.yaml").read_bytes()))
 def test_any_study_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "study.yaml"
     path.write_bytes(content)
-    hostile.ends_well(study_schema.load, path)
+    hostile.ends_well(loading.load, path)
 
 
 BAD_YAML = {
@@ -86,7 +86,7 @@ BAD_YAML = {
 def test_yaml_that_is_made_to_break_its_reader(tmp_path, kind):
     """Each was found by fuzzing or is well known; none may end in a traceback, take long, or run anything."""
     (tmp_path / "config.yaml").write_text(BAD_YAML[kind])
-    for load in (config_files.load, study_schema.load):
+    for load in (config_files.load, loading.load):
         with pytest.raises(UserError) as caught:
             load(tmp_path / "config.yaml")
         assert len(str(caught.value)) < 5000

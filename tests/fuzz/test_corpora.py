@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from tests.corpora import inputs
 from tests.corpora.small import corpus, text
 from tests.fuzz import hostile
-from upscale.corpora.archives import unpacking
-from upscale.corpora.archives.inputs import entries, only_packed_file, single_text
+from upscale import files
+from upscale.corpora.archives import decompression
+from upscale.corpora.archives.inputs import Entry, entries, only_compressed_file, single_text
 from upscale.corpora.documents.reading import Reader
 from upscale.corpora.documents.spooling import spool_documents
 from upscale.corpora.recipes import RECIPES
@@ -41,14 +42,14 @@ READ_BYTES = 1 << 24
 @pytest.fixture(autouse=True)
 def small_allowance(monkeypatch):
     """So that a hole of a GiB is refused at once instead of being written first."""
-    monkeypatch.setattr(unpacking, "ALWAYS_ALLOWED_BYTES", 1 << 20)
+    monkeypatch.setattr(decompression, "ALWAYS_ALLOWED_BYTES", 1 << 20)
 
 
 def read(path: Path) -> int:
     """The bytes of all files, as `upscale prepare` reads them, up to READ_BYTES."""
     total = 0
     for entry in entries(path, lambda _: None):
-        while entry.stream is not None and total < READ_BYTES and (block := entry.stream.read(1 << 20)):
+        while isinstance(entry, Entry) and total < READ_BYTES and (block := entry.stream.read(1 << 20)):
             total += len(block)
     return total
 
@@ -123,7 +124,7 @@ def test_any_tar(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "hostile"
     path.write_bytes(content)
     hostile.ends_well(read, path)
-    hostile.ends_well(only_packed_file, path)
+    hostile.ends_well(only_compressed_file, path)
 
 
 def zips() -> list[bytes]:
@@ -249,7 +250,7 @@ def test_any_index_with_a_right_checksum(folder, data):
     changed = data.draw(hostile.changed(tree))
     changed = changed if isinstance(changed, dict) else {"tree": changed}
     try:
-        (folder / index.INDEX).write_text(json.dumps({**changed, "checksum": index._checksum(changed)}))
+        (folder / index.INDEX).write_text(json.dumps({**changed, "checksum": files._checksum(changed, index.HASH)}))
         hostile.ends_well(lambda: Windows.open([folder], context=16, seed=0).rows(torch.arange(50)))
     finally:
         (folder / "kept").replace(folder / index.INDEX)
@@ -276,7 +277,7 @@ def test_what_an_index_may_not_say(tmp_path, change, message):
     tree = json.loads((tmp_path / index.INDEX).read_bytes())
     del tree["checksum"]
     change(tree)
-    (tmp_path / index.INDEX).write_text(json.dumps({**tree, "checksum": index._checksum(tree)}))
+    (tmp_path / index.INDEX).write_text(json.dumps({**tree, "checksum": files._checksum(tree, index.HASH)}))
     with pytest.raises(index.UserError, match=message):
         Windows.open([tmp_path], context=16, seed=0)
 

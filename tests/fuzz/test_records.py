@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import hostile
-from tests.report.test_report import config_text, make_run, score_line, step_line
+from tests.report.made import config_text, make_run, score_line, step_line
 from upscale.cli import report as report_command
 from upscale.cli import status as status_command
 from upscale.report import page

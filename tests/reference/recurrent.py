@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from upscale.randomness.streams import Purpose, Stream
-from upscale.sources.base import Source
+from tests.reference.programs import ProgramSource, chosen
+from upscale.randomness.streams import Purpose
 
 
 class Program(torch.nn.Module):
@@ -48,43 +48,16 @@ class Program(torch.nn.Module):
             if t < len(seed):
                 continue
             logits = self.head(output[0, 0]).double()
-            if temperature == 0:
-                x.append(int(logits.argmax()))
-                continue
-            shares = torch.softmax(logits / temperature, dim=0).cumsum(0)
-            height = (1 - numbers[t - len(seed)]) * shares[-1].item()
-            x.append(next(token for token, share in enumerate(shares.tolist()) if share >= height))
+            x.append(chosen(logits, temperature, numbers[t - len(seed)]))
         return x
 
 
-class RecurrentSource(Source):
-    """A source in the sense of upscale.sources, which writes row after row with a `Program`."""
+def recurrent_source(
+    kind, *, vocabulary, hidden, seed_tokens=8, temperature=1e-4, multiplier=(0.0, 1.1), dtype=torch.float64
+):
+    """A source that writes row after row with a `Program`."""
 
-    def __init__(
-        self,
-        kind,
-        *,
-        vocabulary,
-        hidden,
-        seed_tokens=8,
-        temperature=1e-4,
-        multiplier=(0.0, 1.1),
-        dtype=torch.float64,
-    ):
-        self.seed_tokens, self.temperature = seed_tokens, temperature
-        self.arguments = dict(kind=kind, vocabulary=vocabulary, hidden=hidden, multiplier=multiplier, dtype=dtype)
+    def program(stream, length):
+        return Program(kind, vocabulary=vocabulary, hidden=hidden, multiplier=multiplier, dtype=dtype, stream=stream)
 
-    def write(self, stream, conditions, seeds):
-        lanes = []
-        for i in range(len(stream)):
-            one = Stream(stream.seed, [int(stream.lanes[i])], [int(stream.rounds[i])])
-            program = Program(stream=one, **self.arguments)
-            rows, length = conditions.shape[1:]
-            numbers = one.uniform(Purpose.TOKEN, rows, length - self.seed_tokens)[0].tolist()
-            lanes.append(
-                [
-                    program.row(conditions[i, j].tolist(), seeds[i, j].tolist(), self.temperature, numbers[j])
-                    for j in range(rows)
-                ]
-            )
-        return torch.tensor(lanes, dtype=torch.uint8)
+    return ProgramSource(program, seed_tokens, temperature)

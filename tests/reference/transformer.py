@@ -2,8 +2,8 @@
 
 import torch
 
-from upscale.randomness.streams import Purpose, Stream
-from upscale.sources.base import Source
+from tests.reference.programs import ProgramSource, chosen
+from upscale.randomness.streams import Purpose
 
 
 class Program(torch.nn.Module):
@@ -54,35 +54,13 @@ class Program(torch.nn.Module):
             for layer in self.layers:
                 read = layer(read, src_mask=mask, is_causal=True)
             logits = self.head @ read[0, -1] + self.head_bias
-            if temperature == 0:
-                x.append(int(logits.argmax()))
-                continue
-            shares = torch.softmax(logits / temperature, dim=0).cumsum(0)
-            height = (1 - numbers[t - len(seed)]) * shares[-1].item()
-            x.append(next(token for token, share in enumerate(shares.tolist()) if share >= height))
+            x.append(chosen(logits, temperature, numbers[t - len(seed)]))
         return x
 
 
-class TransformerSource(Source):
-    """A source in the sense of upscale.sources, which writes row after row with a `Program`."""
-
-    def __init__(
-        self, *, vocabulary, hidden, layers=1, heads=4, seed_tokens=8, temperature=1e-4, multiplier=(0.0, 1.1)
-    ):
-        self.seed_tokens, self.temperature = seed_tokens, temperature
-        self.arguments = dict(vocabulary=vocabulary, hidden=hidden, layers=layers, heads=heads, multiplier=multiplier)
-
-    def write(self, stream, conditions, seeds):
-        lanes = []
-        rows, length = conditions.shape[1:]
-        for i in range(len(stream)):
-            one = Stream(stream.seed, [int(stream.lanes[i])], [int(stream.rounds[i])])
-            program = Program(one, length=length, **self.arguments)
-            numbers = one.uniform(Purpose.TOKEN, rows, length - self.seed_tokens)[0].tolist()
-            lanes.append(
-                [
-                    program.row(conditions[i, j].tolist(), seeds[i, j].tolist(), self.temperature, numbers[j])
-                    for j in range(rows)
-                ]
-            )
-        return torch.tensor(lanes, dtype=conditions.dtype)
+def transformer_source(
+    *, vocabulary, hidden, layers=1, heads=4, seed_tokens=8, temperature=1e-4, multiplier=(0.0, 1.1)
+):
+    """A source that writes row after row with a `Program`."""
+    given = dict(vocabulary=vocabulary, hidden=hidden, layers=layers, heads=heads, multiplier=multiplier)
+    return ProgramSource(lambda stream, length: Program(stream, length=length, **given), seed_tokens, temperature)

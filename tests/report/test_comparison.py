@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.cli.test_commands import upscale_command
-from tests.report.test_report import score_line, step_line
+from tests.report.made import score_line, step_line
 from upscale import report
 from upscale.evaluation.record import EvaluationRecord
 from upscale.report import comparison

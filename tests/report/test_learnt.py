@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.report.test_report import config_text, lines_of, make_run, parse
+from tests.report.made import config_text, lines_of, make_run, parse
 from upscale.report import learnt, page
 from upscale.report.runs import read_runs
 

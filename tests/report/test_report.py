@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html.parser
+import html
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.report.made import make_run, parse, score_line, shown, step_line
 from upscale import report
 from upscale.config import ModelConfig
 from upscale.evaluation.record import EvaluationRecord
@@ -18,92 +19,6 @@ from upscale.model.transformer import Transformer
 from upscale.report import page
 from upscale.report.figures import draw
 from upscale.report.runs import read_runs
-
-
-def step_line(step: int, **changes) -> dict:
-    line = {
-        **{"step": step, "instances": 32 * step, "tokens": 32 * 512 * step, "loss_bits_per_byte": 8.0 - 0.01 * step},
-        **{"learning_rate": 1e-4, "global_batch": 32, "active_blocks": 8, "grad_norm": 0.5, "step_seconds": 2.0},
-        **{"generate_seconds": 0.5, "tokens_per_second": 8192.0, "tokens_per_second_per_device": 4096.0},
-        **{"model_flops_utilization": 0.375, "peak_memory_gib": 12.5, "world_size": 2, "skipped_steps": 0},
-    }
-    return line | changes
-
-
-def score_line(task: str, bits: float | None, instances: int = 3200, **changes) -> dict:
-    line = {
-        **{"step": instances // 32, "instances": instances, "task": task, "split": "generated"},
-        **{"bits_per_character": bits, "standard_error": 0.01, "samples": 10000, "skipped": None},
-        **{"markov_bits_per_character": 0.958, "markov_order": 3, "optimal_bits_per_character": 0.791},
-        **{"markov_published_bits_per_character": 1.008, "markov_published_order": 2},
-    }
-    return line | changes
-
-
-def config_text(name: str) -> str:
-    return json.dumps(
-        {
-            "run": {"name": name, "seed": 0},
-            "model": {"width": 384, "depth": 16, "context": 512, "vocabulary": 256},
-            "schedule": {"instances": 6400},
-            "data": {"kind": "synthetic", "sources": [{"kind": "lstm", "weight": 3.0}, {"kind": "utm", "weight": 1.0}]},
-            "versions": {"torch": "2.9.1", "commit": "0123abc"},
-        }
-    )
-
-
-def lines_of(objects: list[dict]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in objects)
-
-
-def make_run(
-    path: Path, *, name: str | None = None, metrics: list[dict] | None = None, scores: list[dict] | None = None
-):
-    """A run directory of 100 steps, 10 of them logged; scores None means that it has no evaluations.jsonl."""
-    path.mkdir(parents=True)
-    (path / "config.yaml").write_text(config_text(name or path.name))
-    (path / "metrics.jsonl").write_text(lines_of(metrics or [step_line(step) for step in range(10, 101, 10)]))
-    if scores is not None:
-        (path / "evaluations.jsonl").write_text(lines_of(scores))
-    return path
-
-
-class Cells(html.parser.HTMLParser):
-    """The text of every table cell, row by row, and every address that a browser would fetch."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.addresses: list[str] = []
-        self.inside = False
-
-    def handle_starttag(self, tag, attributes):
-        self.addresses += [text or "" for key, text in attributes if key in ("src", "srcset", "href", "data", "action")]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.inside = True
-
-    def handle_endtag(self, tag):
-        self.inside = self.inside and tag not in ("td", "th")
-
-    def handle_data(self, data):
-        if self.inside:
-            self.rows[-1][-1] += ("|" if self.rows[-1][-1] else "") + data
-
-
-def parse(index: Path) -> Cells:
-    cells = Cells()
-    cells.feed(index.read_text(encoding="utf-8"))
-    return cells
-
-
-def shown(runs: list[Path], to: Path) -> Path:
-    """The page without its pictures, which take seconds."""
-    to.mkdir(exist_ok=True)
-    (to / "index.html").write_text(page.build(read_runs(runs), []), encoding="utf-8")
-    return to / "index.html"
 
 
 def test_the_tables_hold_the_numbers_of_the_run(tmp_path):
@@ -237,47 +152,6 @@ def test_tasks_without_a_number_are_listed_with_their_reason(tmp_path):
     assert [row[2] for row in parse(index).rows[3:]] == ["0", "3,200"], "dyck keeps its last number and when it was"
 
 
-def test_a_half_written_last_line_is_ignored(tmp_path):
-    run = make_run(tmp_path / "run", scores=[score_line("dyck", 0.888)])
-    whole = shown([run], tmp_path / "out").read_bytes()
-    for name in ("metrics.jsonl", "evaluations.jsonl"):
-        with open(run / name, "a") as file:
-            file.write('{"step": 110, "instances": 35')
-    assert shown([run], tmp_path / "out").read_bytes() == whole
-
-
-@pytest.mark.parametrize(
-    ("name", "broken", "said"),
-    [
-        ("metrics.jsonl", '{"step": 20, "inst', "line 2 is not JSON"),
-        ("metrics.jsonl", "[1, 2]", "line 2 is not a JSON object"),
-        ("metrics.jsonl", '{"step": 20, "instances": 640}', "line 2: the field loss_bits_per_byte is missing"),
-        ("metrics.jsonl", json.dumps(step_line(20, loss_bits_per_byte="low")), "line 2: the field loss_bits_per_byte"),
-        ("metrics.jsonl", json.dumps(step_line(20) | {"step": None}), "line 2: the field step is None"),
-        ("evaluations.jsonl", '{"task": "dyck"', "line 2 is not JSON"),
-        ("evaluations.jsonl", json.dumps(score_line("dyck", 1.0) | {"task": 3}), "line 2: the field task is 3"),
-        ("evaluations.jsonl", json.dumps(score_line("dyck", True)), "line 2: the field bits_per_character is True"),
-    ],
-)
-def test_a_damaged_line_is_an_error_with_file_and_line(tmp_path, name, broken, said):
-    run = make_run(tmp_path / "run", scores=[score_line("dyck", 0.9, 0), score_line("dyck", 0.8)])
-    lines = (run / name).read_text().splitlines()
-    (run / name).write_text("\n".join([lines[0], broken, *lines[1:]]) + "\n")
-    with pytest.raises(ValueError, match=f"{re.escape(str(run / name))}.*{re.escape(said)}"):
-        report.write([run], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_steps_repeated_after_a_restart_replace_their_first_version(tmp_path):
-    lost = [step_line(step, loss_bits_per_byte=50.0) for step in (30, 40)]
-    metrics = [step_line(10), step_line(20), *lost, step_line(30, world_size=1), step_line(40, world_size=1)]
-    (run,) = read_runs([make_run(tmp_path / "run", metrics=metrics, scores=[score_line("dyck", 0.9)] * 2)])
-    assert run.column("step").tolist() == [10, 20, 30, 40]
-    assert run.column("loss_bits_per_byte").max() < 8
-    assert run.world_sizes == [2, 1] and run.world_changes == [2] and run.seconds == 80
-    assert len(run.evaluations) == 1
-
-
 def test_losses_that_are_not_finite_leave_the_rest_readable(tmp_path):
     metrics = [step_line(step) for step in range(1, 200)]
     metrics[50]["loss_bits_per_byte"], metrics[60]["loss_bits_per_byte"] = float("nan"), float("inf")
@@ -314,34 +188,6 @@ def test_a_fine_tuned_run_is_not_called_zero_shot(tmp_path):
     assert "rows of its corpus (data/wp)" in text and "its score on that text is not zero-shot" in text
 
 
-def test_a_folder_stands_for_its_runs(tmp_path):
-    """A study's folder, with a run that has not begun and a link to one elsewhere; and a run in a folder of no run."""
-    made = [make_run(tmp_path / "study" / name) for name in ("b-0", "a-0")]
-    (make_run(tmp_path / "study" / "c-0") / "metrics.jsonl").unlink()
-    (tmp_path / "study" / "linked").symlink_to(make_run(tmp_path / "elsewhere" / "d-0"))
-    (tmp_path / "study" / "notes").mkdir()
-    assert [run.path for run in read_runs([tmp_path / "study", made[0]])] == [made[1], made[0]]
-    waiting: list[Path] = []
-    assert len(read_runs([tmp_path / "study"], waiting)) == 2 and waiting == [tmp_path / "study" / "c-0"]
-    (tmp_path / "nothing" / "inside").mkdir(parents=True)
-    with pytest.raises(ValueError, match="nothing is not a run directory"):
-        read_runs([tmp_path / "nothing"])
-    for run in made:
-        (run / "metrics.jsonl").unlink()
-    with pytest.raises(ValueError, match="no run in .*study has metrics yet"):
-        read_runs([tmp_path / "study"])
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "evaluations.jsonl", "diagnostics.jsonl"])
-def test_no_file_of_a_run_leads_out_of_it(tmp_path, name):
-    run = make_run(tmp_path / "run", scores=[score_line("dyck", 0.9)])
-    (tmp_path / "secret").write_text("secret: true\n")
-    (run / name).unlink(missing_ok=True)
-    (run / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match=f"{name} is a link that leads out of the run"):
-        read_runs([run])
-
-
 @pytest.mark.parametrize("block", ["paper", "llama", "prenorm"])
 def test_the_parameters_are_those_of_the_model(tmp_path, block):
     settings = {"block": block, "width": 128, "depth": 4, "heads": 2, "context": 64, "plain_blocks": 2}
@@ -365,27 +211,6 @@ def test_verdict_needs_two_standard_errors():
     assert [verdict(bits) for bits in (0.93, 0.94, 0.99)] == ["beats", "level", "behind"]
     assert verdict(0.94, standard_error=None) == "beats"
     assert verdict(0.94, markov_bits_per_character=None) == ""
-
-
-def test_mistakes_say_what_was_given_and_what_is_allowed(tmp_path):
-    run = make_run(tmp_path / "run")
-    (tmp_path / "file").write_text("")
-    (tmp_path / "empty").mkdir()
-    unstarted = make_run(tmp_path / "unstarted")
-    (unstarted / "metrics.jsonl").write_text('{"step": 1')
-    crooked = make_run(tmp_path / "crooked")
-    (crooked / "config.yaml").write_text("run: [")
-    for runs, to, said in (
-        ([], "out", "no run was given"),
-        ([tmp_path / "missing"], "out", "missing is not a run directory: it is no directory"),
-        ([tmp_path / "empty"], "out", "empty is not a run directory"),
-        ([unstarted], "out", "unstarted has no metrics yet"),
-        ([run, crooked], "out", "config.yaml is not YAML"),
-        ([run], "file", "cannot write the report to .*file"),
-        ([run], "file/below", "cannot write the report to .*below"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            report.write(runs, tmp_path / to)
 
 
 def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):

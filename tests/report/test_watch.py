@@ -14,7 +14,7 @@ import pytest
 from tests import pace
 from tests.docs.test_security import calls
 from tests.report import browser
-from tests.report.test_report import lines_of, make_run, score_line, step_line
+from tests.report.made import lines_of, make_run, score_line, step_line
 from upscale.cli import watch as watch_command
 from upscale.errors import UserError
 from upscale.report import page, watch

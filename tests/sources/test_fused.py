@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import pace
-from tests.reference.recurrent import RecurrentSource as Reference
+from tests.reference.recurrent import recurrent_source
 from tests.sources.test_recurrent import KINDS, given
 from upscale.config import files as config_files
 from upscale.config.schema import enriched_rows
@@ -47,7 +47,7 @@ def check_tokens(kind, lanes, rows, length=11, vocabulary=256, seed_tokens=3, se
 
     every = list(range(rows))
     written = write(list(range(lanes)), every)
-    assert written.tolist() == Reference(kind, **chosen).write(stream, conditions, seeds).tolist(), arguments
+    assert written.tolist() == recurrent_source(kind, **chosen).write(stream, conditions, seeds).tolist(), arguments
     assert torch.equal(write([lanes - 1], every[-1:]), written[-1:, -1:]), arguments
 
 

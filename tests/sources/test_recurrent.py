@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.reference.recurrent import Program
-from tests.reference.recurrent import RecurrentSource as Reference
+from tests.reference.recurrent import Program, recurrent_source
 from upscale.randomness.streams import Purpose, Stream
 from upscale.sources import KINDS as KINDS_OF_SOURCES
 from upscale.sources.recurrent import GRUSource, LSTMSource, _Step, native
@@ -36,7 +35,7 @@ def given(lanes, rows, length, vocabulary=256, seed_tokens=8, seed=1):
 def test_rows_are_those_of_torch_nn_token_for_token(kind, arguments):
     """Against torch.nn.LSTM, GRU, Embedding and Linear in float64, one row and one token at a time."""
     stream, conditions, seeds = given(3, 2, 80, arguments["vocabulary"], arguments.get("seed_tokens", 8))
-    expected = Reference(kind, **arguments).write(stream, conditions, seeds)
+    expected = recurrent_source(kind, **arguments).write(stream, conditions, seeds)
     for eager in (False, True):
         source = KINDS[kind](dtype=torch.float64, eager=eager, **arguments)
         assert source.method(torch.device("cpu")) == ("eager on cpu" if eager else "native")
@@ -51,7 +50,7 @@ def test_single_precision_rows_are_those_of_torch_nn(kind):
     The two round differently, and a tie of two tokens within 1e-7 goes either way; more than one row of eight is a bug.
     """
     stream, conditions, seeds = given(4, 2, 257)
-    expected = Reference(kind, vocabulary=256, hidden=51, dtype=torch.float32).write(stream, conditions, seeds)
+    expected = recurrent_source(kind, vocabulary=256, hidden=51, dtype=torch.float32).write(stream, conditions, seeds)
     for eager in (False, True):
         rows = KINDS[kind](vocabulary=256, hidden=51, eager=eager).write(stream, conditions, seeds)
         assert (rows == expected).all(dim=-1).sum() >= 7

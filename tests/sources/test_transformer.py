@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.reference.transformer import TransformerSource as Reference
+from tests.reference.transformer import transformer_source
 from tests.sources.common import assert_rows_do_not_depend_on_the_call, given
 from upscale.sources.transformer import TransformerSource
 
@@ -22,7 +22,7 @@ def test_rows_are_those_of_torch_nn_token_for_token(arguments):
     stream, conditions, seeds = given(2, 2, 45, arguments["vocabulary"], arguments.get("seed_tokens", 8))
     rows = TransformerSource(dtype=torch.float64, **arguments).write(stream, conditions, seeds)
     assert rows.dtype == conditions.dtype
-    assert rows.tolist() == Reference(**arguments).write(stream, conditions, seeds).tolist()
+    assert rows.tolist() == transformer_source(**arguments).write(stream, conditions, seeds).tolist()
 
 
 @pytest.mark.parametrize("hidden", [40, pytest.param(52, marks=pytest.mark.slow)])

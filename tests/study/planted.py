@@ -13,7 +13,7 @@ from tests.study import tiny
 from upscale import planning
 from upscale.checkpoint import layout, manifest
 from upscale.config import files as config_files
-from upscale.study import grid, schema
+from upscale.study import grid, loading
 from upscale.study.members import Member
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def write(folder: Path, tree: dict, **changes: object) -> Path:
 
 def planned(folder: Path, tree: dict, overrides: list[str] = (), **changes: object) -> grid.GridPlan:
     path = write(folder, tree, **changes)
-    return grid.make(path, schema.load(path), list(overrides), runs=folder / "runs")
+    return grid.make(path, loading.load(path), list(overrides), runs=folder / "runs")
 
 
 def parameters(member: Member) -> int:

@@ -41,7 +41,7 @@ def test_intervals_hold_what_was_planted_about_as_often_as_they_say():
     assert all(fit.undetermined is None for fit in fits), [fit.undetermined for fit in fits]
     held = [fit.interval("exponent")[0] <= 0.4 <= fit.interval("exponent")[1] for fit in fits]
     true = 1.2 + 1.7 * (4e6 / 250_000) ** -0.4
-    foretold = [fit.foretold(4e6)[1] <= true <= fit.foretold(4e6)[2] for fit in fits]
+    foretold = [fit.predicted(4e6)[1] <= true <= fit.predicted(4e6)[2] for fit in fits]
     assert sum(held) >= 6 and sum(foretold) >= 6, (held, foretold)
 
 

@@ -93,6 +93,6 @@ def test_minutes_of_an_evaluation_lie_between_logged_steps(tmp_path):
         for step in range(10, 101, 10)
     ]
     (member.directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (run,) = minutes.read_runs([member.directory])
+    run = member.run
     assert minutes.elapsed(run, [0, 60, 600, 900, 1200]).tolist() == pytest.approx([0, 0.5, 5, 10, 15])
     assert Path(run.path) == member.directory

@@ -10,14 +10,14 @@ from tests.study import tiny
 from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.evaluation.tasks import TEXTS
-from upscale.study import grid, members, plan, schema
+from upscale.study import grid, loading, members, plan, schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
 
 
 def planned(folder: Path, overrides: list[str] = (), **changes: object) -> plan.Plan:
     path = tiny.write(folder, **changes)
-    return plan.make(path, schema.load(path), list(overrides), runs=folder / "runs")
+    return plan.make(path, loading.load(path), list(overrides), runs=folder / "runs")
 
 
 def problems(folder: Path, overrides: list[str] = (), **changes: object) -> str:
@@ -169,7 +169,7 @@ def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
     monkeypatch.setattr(
         members.index, "read", lambda folder: (_ for _ in ()).throw(UserError(f"{folder} is not prepared"))
     )
-    study = schema.load(path)
+    study = loading.load(path)
     if isinstance(study, schema.Grid) and study.before is None:
         assert grid.make(path, study).members()
         return
@@ -189,7 +189,7 @@ def test_shipped_studies_are_complete_but_for_their_corpora(path, monkeypatch):
 )
 def test_a_setting_of_a_study_arrives_as_it_was_given(value):
     """Through the words that training is given, by the loader that reads them there: against the value itself."""
-    (word,) = members.typed({"section.key": value})
+    (word,) = members.as_overrides({"section.key": value})
     schema: dict = {}
     assert config_files._apply(schema, word, {}) is None
     found = schema["section"]["key"]

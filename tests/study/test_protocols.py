@@ -12,7 +12,7 @@ import pytest
 from tests.study import planted, tiny
 from upscale import planning
 from upscale.errors import UserError
-from upscale.study import efficiency, plan, reporting, results, schema
+from upscale.study import efficiency, loading, plan, reporting, results
 from upscale.study.members import Member
 
 TEXT = {
@@ -37,7 +37,7 @@ PROTOCOL = {
 
 def planned(folder: Path, **changes: object) -> plan.Plan:
     path = tiny.write(folder, **copy.deepcopy({**PROTOCOL, **changes}))
-    return plan.make(path, schema.load(path), [], runs=folder / "runs")
+    return plan.make(path, loading.load(path), [], runs=folder / "runs")
 
 
 def problems(folder: Path, **changes: object) -> str:
@@ -152,8 +152,7 @@ def test_the_least_budget_that_is_enough_is_only_a_bound():
 
 
 def test_the_report_shows_what_is_known(trained):
-    found = results.collect(trained)
-    shown = reporting.write(trained, found, ["upscale", "study", "study.yaml"])
+    shown = reporting.write(trained, ["upscale", "study", "study.yaml"])
     assert "what the stages before are worth" in shown
     page = (trained.to / "tiny.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("| whole |") and "runs" in line)

@@ -48,8 +48,8 @@ def test_an_arm_that_begins_below_has_no_finite_speed_up():
 
 
 def test_the_spread_counts_seeds_that_never_got_there():
-    assert Spread.of([1.0, 2.0, 1.5]).words(".2f") == "1.50 (1.00 to 2.00)"
-    assert Spread.of([1.0, math.nan, 2.0]).words(".1f") == "1.5 (1.0 to 2.0), 2 of 3 seeds"
-    assert Spread.of([math.nan]).words(".1f") == "never"
-    assert Spread.of([2.0]).words("+.1f") == "+2.0"
-    assert Spread.of([]).words(".1f") == "–"
+    assert Spread.of([1.0, 2.0, 1.5]).text(".2f") == "1.50 (1.00 to 2.00)"
+    assert Spread.of([1.0, math.nan, 2.0]).text(".1f") == "1.5 (1.0 to 2.0), 2 of 3 seeds"
+    assert Spread.of([math.nan]).text(".1f") == "never"
+    assert Spread.of([2.0]).text("+.1f") == "+2.0"
+    assert Spread.of([]).text(".1f") == "–"

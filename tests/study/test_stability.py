@@ -11,8 +11,10 @@ import pytest
 
 from tests.study import planted
 from tests.study.test_grid import problems, table
+from upscale.report.runs import Run
 from upscale.study import grid_reporting, stability
 from upscale.study.members import Member
+from upscale.training.record import StepRecord
 
 STABILITY = {
     "name": "stability",
@@ -133,11 +135,9 @@ def test_noise_is_no_rise_and_a_leap_after_the_first_update_is_one(leap, stable)
     losses = numpy.linspace(5, 4, 200) + numpy.random.default_rng(0).normal(0, 0.1, 200)
     losses[1] += leap
 
-    class Run:
-        def column(self, name):
-            known = {"loss_bits_per_byte": losses, "skipped_steps": numpy.zeros(200)}
-            return known.get(name, numpy.full(200, numpy.nan))
-
-    one = stability.trial(Run())
+    steps = [
+        StepRecord(step=step, instances=step, loss_bits_per_byte=loss) for step, loss in enumerate(losses.tolist())
+    ]
+    one = stability.trial(Run("one", Path(), {}, "", steps, [], [], 0))
     assert one.stable == stable and math.isnan(one.signals["activation_rms"])
     assert one.first == losses[0]

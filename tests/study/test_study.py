@@ -113,7 +113,7 @@ def test_the_same_command_goes_on_and_compares(finished):
     reached = instances_to_reach(curves["whole"], ends["scratch"]) * 16
     assert compared["arms"]["whole"]["0"]["reached"] == (reached if reached == reached else None)
     page = (folder / "runs/tiny.md").read_text()
-    assert f"| whole | 1 of 1 | 57,600 | {ends['whole']:.3f} |" in page and "![bits per character](tiny.png)" in page
+    assert f"| whole | 1 of 1 | 57,600 | {ends['whole']:.3f} |" in page and "![tiny](tiny.png)" in page
     assert "fresh embeddings, head, attention" in page and "Speed-up:" in output
     page = folder / "runs/tiny.md"
     page.write_text(page.read_text() + "\n## Reading\n\nMine.\n")

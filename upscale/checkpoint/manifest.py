@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from upscale.console.text import harmless
-from upscale.files import is_plain_name, parse_json, write_atomically
+from upscale.files import checked_json, file_digest, is_plain_name, parse_checked_json, write_atomically, wrong_form
 
 if TYPE_CHECKING:  # commands that only look at files start without torch
     from upscale.distributed.world import World
 
-FORMAT = "upscale-checkpoint-1"
+FORMAT, HASH = "upscale-checkpoint-1", "blake2b"
 MANIFEST = "manifest.json"
 
 
@@ -37,49 +36,31 @@ def steps(folder: Path) -> list[int]:
 
 
 def hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:
-    """hashlib.file_digest for Python 3.10."""
-    digest = hashlib.blake2b()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _checksum(content: dict) -> str:
-    plain = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return file_digest(path, HASH)
 
 
 def write(path: Path, content: dict) -> None:
     """Save a manifest with a checksum of itself; raises OSError and then leaves nothing."""
-    content = {"format": FORMAT, **content}
-    write_atomically(path / MANIFEST, json.dumps({**content, "checksum": _checksum(content)}).encode())
+    write_atomically(path / MANIFEST, checked_json(FORMAT, content, HASH))
 
 
 def read(path: Path) -> dict:
     """The manifest of a step's folder; raises InvalidCheckpoint when it is missing, damaged, of another format
     or contradicts itself."""
+    file = path / MANIFEST
     try:
-        content = parse_json((path / MANIFEST).read_bytes())
+        content = parse_checked_json(file.read_bytes(), FORMAT, HASH)
+        _FORM.validate_json(json.dumps(content), strict=True)
     except FileNotFoundError:
         raise InvalidCheckpoint(f"{path} has no {MANIFEST}: it was never completed") from None
-    except (OSError, ValueError) as error:
-        raise InvalidCheckpoint(f"{path / MANIFEST} cannot be read: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InvalidCheckpoint(f"{path / MANIFEST} is not of the format {FORMAT}")
-    if content.get("checksum") != _checksum(content):
-        raise InvalidCheckpoint(f"{path / MANIFEST} is damaged: its checksum does not match")
-    try:
-        _FORM.validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        wrong = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-        raise InvalidCheckpoint(f"{path / MANIFEST} is not of its form: {harmless(wrong)}") from None
+    except OSError as error:
+        raise InvalidCheckpoint(f"{file} cannot be read: {error}") from None
+    except ValidationError as error:  # a ValueError too
+        raise InvalidCheckpoint(f"{file} {harmless(wrong_form(error))}") from None
+    except ValueError as error:
+        raise InvalidCheckpoint(f"{file} {error}") from None
     if problem := _contradiction(content):
-        raise InvalidCheckpoint(f"{path / MANIFEST} contradicts itself: {problem}")
+        raise InvalidCheckpoint(f"{file} contradicts itself: {problem}")
     return content
 
 

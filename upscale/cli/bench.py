@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from upscale.data import training_rows
 from upscale.distributed.placement import is_launched, placement
 from upscale.distributed.world import World
 from upscale.errors import RunError, UserError
-from upscale.files import write_atomically
+from upscale.files import write_json
 from upscale.launch.supervisor import Supervisor
 from upscale.machine import accelerator, compiler
 from upscale.planning import out_of_memory
@@ -131,4 +130,4 @@ def _sources(options: argparse.Namespace) -> int:
 
 def _write(path: Path, result: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(path, result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from upscale.console import command
 from upscale.coordcheck import coordinates, figure, roles
 from upscale.coordcheck.widths import small
 from upscale.errors import RUN_ERROR_EXIT_CODE, UserError
-from upscale.files import replacing, write_atomically
+from upscale.files import replacing, write_json
 from upscale.model import parametrization
 
 WIDTHS = (64, 128, 256, 512)
@@ -112,7 +111,7 @@ def _write(
         "deviations": deviations,
         "config": config_files.as_tree(config),
     }
-    write_atomically(to.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
+    write_json(to.with_suffix(".json"), result)
 
 
 def _widths(text: str) -> list[int]:

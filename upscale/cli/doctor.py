@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from upscale.distributed.world import World
 from upscale.doctor.base import Session
 from upscale.doctor.examination import Examination
 from upscale.errors import RUN_ERROR_EXIT_CODE, RunError, UserError
-from upscale.files import write_atomically
+from upscale.files import write_json
 from upscale.launch.supervisor import Supervisor
 from upscale.machine import accelerator
 from upscale.training import precision
@@ -96,7 +95,7 @@ def _finish(examination: Examination, to: Path) -> int:
     print(examination.report())
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(to, (json.dumps(examination.tree(), indent=1) + "\n").encode())
+        write_json(to, examination.as_tree())
         print(f"\nfigures in {to}", flush=True)
     except OSError as error:
         raise UserError(f"--to {to} cannot be written: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from upscale.config import files as config_files
@@ -17,7 +16,7 @@ def main(arguments: list[str]) -> int:
         "generate", "Write the rows that a config trains on as webdataset shards with an index; run again to continue."
     )
     command.add_config(parser)
-    parser.add_argument("--rows", required=True, type=whole, metavar="N", help="rows to write, such as 1e6")
+    parser.add_argument("--rows", required=True, type=_rows, metavar="N", help="rows to write, such as 1e6")
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to write, new or begun before")
     parser.add_argument("--processes", type=int, metavar="N", help="on the CPU; default: as many as there are cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where sources write; default: cpu")
@@ -33,12 +32,5 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def whole(text: str) -> int:
-    """A count, which may be written as 1e6."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number < 1 << 53 or number != int(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of rows, such as 1e6")
-    return int(number)
+def _rows(text: str) -> int:
+    return command.count(text, "rows, such as 1e6")

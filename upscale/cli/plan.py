@@ -8,13 +8,13 @@ import math
 import statistics
 from pathlib import Path
 
-from upscale.config import AUTO, Config
+from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.console import command
 from upscale.errors import UserError
-from upscale.files import read_json_lines, write_atomically
+from upscale.files import read_json_lines, write_json
 from upscale.machine.gpus import DEVICES
-from upscale.planning import tables
+from upscale.planning import memory, tables
 from upscale.planning.communication import Cluster
 from upscale.planning.estimate import Estimate, alternatives, estimate
 
@@ -49,9 +49,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--utilization and --measured were both given: the second says what the first would assume")
     if options.network_gigabits <= 0:
         raise UserError(f"--network-gigabits {options.network_gigabits} must be above 0")
-    config = config_files.load(options.config, options.overrides).resolved()
-    if config.engine.precision == AUTO:  # all DEVICES have bfloat16 instructions
-        config = config.model_copy(update={"engine": config.engine.model_copy(update={"precision": "bf16"})})
+    config = memory.in_bfloat16(config_files.load(options.config, options.overrides).resolved())
     utilization, source = _utilization(options)
     device, network = DEVICES[options.device], options.network_gigabits * 1e9 / 8
 
@@ -66,9 +64,7 @@ def main(arguments: list[str]) -> int:
     )
     print(f"{config.run.name} on {assumed}\n\n{text}")
     if options.json:
-        write_atomically(
-            options.json, (json.dumps({"assumed": assumed, "estimates": records}, indent=1) + "\n").encode()
-        )
+        write_json(options.json, {"assumed": assumed, "estimates": records})
         print(f"\nfigures in {options.json}")
     return 0
 
@@ -104,9 +100,7 @@ def scaling(config: Config, gpus_per_node: int, device, network: float, utilizat
 def _grown(config: Config, factor: int, gpus: int) -> Config:
     """The config with `factor` times the full batch, and at least one lane a GPU."""
     batch = config.schedule.batch.model_copy(update={"end": config.schedule.batch.end * factor})
-    schedule = config.schedule.model_copy(update={"batch": batch})
-    data = config.data.model_copy(update={"lanes": max(config.data.lanes, gpus)})
-    return config.model_copy(update={"schedule": schedule, "data": data})
+    return config.with_values(schedule={"batch": batch}, data={"lanes": max(config.data.lanes, gpus)})
 
 
 def _utilization(options: argparse.Namespace) -> tuple[float, str]:

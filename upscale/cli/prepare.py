@@ -107,15 +107,7 @@ def _parser(own: dict[str, dict[str, FieldInfo]]) -> argparse.ArgumentParser:
 
 
 def _bytes(text: str) -> int | str:
-    if text == "all":
-        return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number < 1 << 63 or number != int(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of bytes, such as 25e6, or `all`")
-    return int(number)
+    return text if text == "all" else command.count(text, "bytes, such as 25e6, or `all`")
 
 
 def _summary(folder: Path, written: Index) -> str:

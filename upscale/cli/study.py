@@ -10,7 +10,7 @@ from pathlib import Path
 from upscale.config import problems
 from upscale.console import command
 from upscale.errors import UserError
-from upscale.study import grid, grid_reporting, reporting, results, run_slurm, schema
+from upscale.study import grid, grid_reporting, loading, reporting, run_slurm, schema
 from upscale.study import plan as planning
 from upscale.study.grid import GridPlan
 from upscale.study.members import Member
@@ -41,22 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(
             "--slurm runs one rank per GPU of each job and submits the report itself: leave --ranks and --report out"
         )
-    study = schema.load(options.file)
-    in_grid = isinstance(study, schema.Grid)
-    kind = "point" if in_grid else "arm"
-    names = [name for points in study.axes.values() for name in points] if in_grid else list(study.arms)
-    if only == []:
-        raise UserError(f"--only names no {kind}; allowed: {', '.join(names)}")
-    for name in only or []:
-        if name not in names:
-            raise UserError(f"--only: no {kind} {name}; {problems.nearest(name, names)}")
-    make = grid.make if in_grid else planning.make
-    plan = make(options.file, study, overrides, options.runs, options.to)
+    study = loading.load(options.file)
+    plan: Plan | GridPlan
+    if isinstance(study, schema.Grid):
+        _check_names(only, "point", [name for points in study.axes.values() for name in points])
+        plan = grid.make(options.file, study, overrides, options.runs, options.to)
+    else:
+        _check_names(only, "arm", list(study.arms))
+        plan = planning.make(options.file, study, overrides, options.runs, options.to)
     members = plan.members(only)
     if options.ranks and (most := min(member.config.data.lanes for member in members)) < options.ranks:
         raise UserError(f"--ranks {options.ranks}: a stage has data.lanes = {most}, and a lane never spans ranks")
     if options.slurm:
-        return run_slurm.submit(plan, members, _again(given), options.dry_run)
+        return run_slurm.submit(plan, members, _report_command(given), options.dry_run)
     if options.dry_run:
         print(outline(plan, members))
         return 0
@@ -66,23 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+def _check_names(only: list[str] | None, kind: str, names: list[str]) -> None:
+    """Raises UserError where `--only` names nothing (None: it was not given), or what is not there."""
+    if only == []:
+        raise UserError(f"--only names no {kind}; allowed: {', '.join(names)}")
+    for name in only or []:
+        if name not in names:
+            raise UserError(f"--only: no {kind} {name}; {problems.nearest(name, names)}")
+
+
 def report(plan: Plan | GridPlan, words: Sequence[str]) -> None:
     """Write and print what is known of the members that have finished; say so where that is nothing."""
     try:
-        if isinstance(plan, GridPlan):
-            print(grid_reporting.write(plan, words))
-            return
-        found = results.collect(plan)
+        print(grid_reporting.write(plan, words) if isinstance(plan, GridPlan) else reporting.write(plan, words))
     except ValueError as error:  # a damaged line of a run's files
         raise UserError(str(error)) from None
-    known = [
-        result for result in found if any(result.outcomes[arm] for arm in result.outcomes if arm != result.baseline)
-    ]
-    for result in found:
-        if result not in known:
-            print(f"{reporting.heading(result)}: nothing to compare yet; an arm and the baseline must have finished")
-    if known:
-        print(reporting.write(plan, known, words))
 
 
 def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:
@@ -96,12 +91,13 @@ def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:
         budget = budget if minutes is None else f"{minutes:g} minutes, at most {member.instances:,} rows"
         lines.append(f"[{place}/{len(members)}] {member.name}: {budget}, {state}")
         lines.append(f"    upscale train {shlex.join(member.arguments)}")
-    for metric in plan.study.compare if isinstance(plan, Plan) else []:
-        budgets = (f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage))
-        lines.append(f"tokens before {metric.stage}, which is the same in all arms: {', '.join(budgets)}")
+    if isinstance(plan, Plan):
+        for metric in plan.study.compare:
+            budgets = [f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage)]
+            lines.append(f"tokens before {metric.stage}, which is the same in all arms: {', '.join(budgets)}")
     return "\n".join([*lines, f"runs: {plan.folder}; results: {plan.to / plan.study.name}.md, .json, .png"])
 
 
-def _again(given: Sequence[str]) -> list[str]:
+def _report_command(given: Sequence[str]) -> list[str]:
     """The command's words for the job that reports: of all arms, whichever were submitted."""
     return ["upscale", "study", *(word for word in given if word not in ("--slurm", "--dry-run")), "--report"]

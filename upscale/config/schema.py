@@ -281,10 +281,14 @@ class Config(Section):
         model = model.model_copy(update={"depth": depth_of(model), "heads": heads_of(model)})
         draw = rows_per_lane(self.schedule, data.lanes) if data.draw == AUTO else data.draw
         sources = [source.resolved(model) for source in data.sources]
-        data = data.model_copy(update={"draw": draw, "sources": sources})
         directory = str(Path("runs") / self.run.name) if self.run.dir == AUTO else self.run.dir
-        run = self.run.model_copy(update={"dir": directory})
-        return self.model_copy(update={"run": run, "model": model, "data": data})
+        changed = self.with_values(run={"dir": directory}, data={"draw": draw, "sources": sources})
+        return changed.model_copy(update={"model": model})
+
+    def with_values(self, **sections: dict[str, Any]) -> Config:
+        """The config with other values of some sections' keys, which are not validated."""
+        changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update=changed)
 
 
 def depth_of(model: ModelConfig) -> int:

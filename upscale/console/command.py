@@ -38,6 +38,17 @@ def add_config(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values that replace the file's")
 
 
+def count(text: str, what: str) -> int:
+    """A whole number, which may be written as 1e6; `what` it counts stands in the error of anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < 1 << 53 or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {what}")
+    return int(number)
+
+
 def run(main: Callable[[list[str] | None], int], arguments: list[str] | None = None) -> NoReturn:
     """Call a command's main and leave the process with its exit code.
 

@@ -16,8 +16,7 @@ def at_width(config: Config, width: int, head_size: int | None = None) -> Config
     """A resolved config at another width, with heads of this size (None: the config's) where that divides the width,
     else one head. Without `optimizer.layer_decay` and `optimizer.freeze`, which are no part of muP."""
     size = head_size or config.model.width // config.model.heads
-    return _changed(
-        config,
+    return config.with_values(
         model={"width": width, "heads": width // size if width % size == 0 else 1},
         optimizer={"layer_decay": 1.0, "freeze": []},
     )
@@ -41,8 +40,7 @@ def small(config: Config, widths: Sequence[int]) -> list[Config]:
     plain = depth if model.plain_blocks >= model.depth else min(model.plain_blocks, depth - 1)
     shape = {"depth": depth, "plain_blocks": plain, "context": min(model.context, CONTEXT)}
     made = [
-        _changed(
-            at_width(config, width, size),
+        at_width(config, width, size).with_values(
             model={**shape, "dropout": 0.0, "checkpointing": "none"},
             engine={"precision": "fp32"},
         )
@@ -52,9 +50,3 @@ def small(config: Config, widths: Sequence[int]) -> list[Config]:
     if problems:
         raise UserError(f"{given}: {problems[0][0]}: {problems[0][1]}")
     return made
-
-
-def _changed(config: Config, **sections: dict) -> Config:
-    """The config with other values, which are not validated."""
-    changed = {name: getattr(config, name).model_copy(update=keys) for name, keys in sections.items()}
-    return config.model_copy(update=changed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upscale.console.progress import Progress
-from upscale.corpora.archives.unpacking import cannot_read
+from upscale.corpora.archives.decompression import cannot_read
 from upscale.corpora.recipes import Known, Recipe
 from upscale.corpora.shards import index
 from upscale.corpora.shards.writing import write_corpus
@@ -20,6 +20,7 @@ from upscale.corpora.work import download
 from upscale.corpora.work.locking import locked
 from upscale.corpora.work.spooling import CHUNK_BYTES, Spool
 from upscale.errors import UserError
+from upscale.files import file_digest
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Request:
 
 
 def prepare(request: Request) -> index.Index:
-    """Write the corpus, or find it already there; raises UserError and then leaves nothing that looks complete.
+    """The index of the corpus, written or already there; raises UserError and then leaves nothing that looks complete.
 
     What an earlier, killed call left is used (a download) or made again.
     """
@@ -63,7 +64,9 @@ def _working_folder(to: Path) -> Iterator[Path]:
         except BaseException:
             _remove_attempt(to)
             if not any(path.name != "lock" for path in work.iterdir()):
-                _remove_if_empty(to, work)
+                with contextlib.suppress(OSError):  # the folder is not empty
+                    shutil.rmtree(work)
+                    to.rmdir()
             raise
         shutil.rmtree(work)
 
@@ -76,12 +79,6 @@ def _remove_attempt(to: Path) -> None:
     for form in [*of_splits, f".{index.INDEX}.*.tmp"]:
         for path in to.glob(form):
             path.unlink()
-
-
-def _remove_if_empty(to: Path, work: Path) -> None:
-    with contextlib.suppress(OSError):
-        shutil.rmtree(work)
-        to.rmdir()
 
 
 def _already_there(request: Request) -> index.Index:
@@ -108,7 +105,7 @@ def _prepare(request: Request, work: Path) -> index.Index:
     if source is None:
         raise UserError(f"{recipe.kind} has no public address: give --from, {recipe.accepts}, or an http(s) address")
     address = source if download.is_address(source) else None
-    path = _fetched(request, address, work) if address else _given(request)
+    path = _fetched(request, address, work) if address else _given(Path(source), recipe)
     known = recipe.expected(_name(source), address) if request.checksum else None
     try:
         provenance = {"input": _name(source), "address": address, **_described(path)}
@@ -154,18 +151,17 @@ def _fetched(request: Request, address: str, work: Path) -> Path:
     )
 
 
-def _given(request: Request) -> Path:
+def _given(path: Path, recipe: Recipe) -> Path:
     """The user's file or folder; of a folder that should hold one text, that text."""
-    path = Path(request.source)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode) and request.recipe.of_one_file:
+        if stat.S_ISDIR(mode) and recipe.of_one_file:
             files = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
             if len(files) != 1:
                 raise UserError(f"--from {path} is a folder with {len(files)} files; pass the one that is the text")
             return files[0]
     except OSError as error:
-        allowed = f"It may be {request.recipe.accepts}, or an http(s) address."
+        allowed = f"It may be {recipe.accepts}, or an http(s) address."
         raise UserError(f"--from {cannot_read(path, error)}. {allowed}") from None
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise UserError(f"--from {path} is neither a file nor a folder")
@@ -176,7 +172,7 @@ def _described(path: Path) -> dict:
     if path.is_dir():
         return {"bytes": None, "sha256": None}
     try:
-        return {"bytes": path.stat().st_size, "sha256": index.file_sha256(path)}
+        return {"bytes": path.stat().st_size, "sha256": file_digest(path, "sha256")}
     except OSError as error:
         raise cannot_read(path, error) from None
 

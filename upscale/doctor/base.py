@@ -58,7 +58,7 @@ class Session:
 
     @classmethod
     def begin(cls, config: Config, world: World) -> Session:
-        """Every rank calls this together."""
+        """A session of this rank; every rank calls this together."""
         return cls(config, world, world.gather_objects(platform.node()))
 
     @property
@@ -130,7 +130,7 @@ def with_problem(record: Record, advice: str) -> Record:
     return record if record.verdict == PROBLEM else dataclasses.replace(record, verdict=PROBLEM, advice=advice)
 
 
-def slow_ones(records: Sequence[Record], names: Iterable[str], device_type: str, advice: str) -> list[Record]:
+def flag_slow(records: Sequence[Record], names: Iterable[str], device_type: str, advice: str) -> list[Record]:
     """The records, those of `names` that lie far below the median of the same name as problems.
 
     Of an even number the median is the upper one of the two in the middle, so that the slow one of two is found.
@@ -148,7 +148,7 @@ def slow_ones(records: Sequence[Record], names: Iterable[str], device_type: str,
     return found
 
 
-def unequal_ones(records: Sequence[Record], advice: dict[str, str]) -> list[Record]:
+def flag_unequal(records: Sequence[Record], advice: dict[str, str]) -> list[Record]:
     """The records, those whose name is a key of `advice` and whose value is not what most ranks have as problems."""
     found = list(records)
     for name, text in advice.items():

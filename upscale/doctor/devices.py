@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from upscale.doctor.base import PROBLEM, Check, Record, Session, seconds, slow_ones, with_problem
-from upscale.machine.gpus import CUDA_NAMES, DEVICES, Device
+from upscale.doctor.base import PROBLEM, Check, Record, Session, flag_slow, seconds, with_problem
+from upscale.machine.gpus import data_sheet
 
 PRODUCT_SECONDS = 0.02
 """A product that takes less is too small to tell the device's speed."""
@@ -54,7 +54,7 @@ class Devices(Check):
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
         kind = session.device.type
-        return slow_ones(records, (PRODUCT, MEMORY, TO_DEVICE, FROM_DEVICE), kind, ADVICE[kind])
+        return flag_slow(records, (PRODUCT, MEMORY, TO_DEVICE, FROM_DEVICE), kind, ADVICE[kind])
 
     def _beside_the_sheet(self, record: Record, device: torch.device, dtype: torch.dtype) -> Record:
         sheet = data_sheet(device)
@@ -66,12 +66,6 @@ class Devices(Check):
             return record
         text = f"{record.number / peak:.0%} of the data sheet's {peak:.4g} {record.unit}. {ADVICE['cuda']}"
         return with_problem(record, text)
-
-
-def data_sheet(device: torch.device) -> Device | None:
-    """The figures of a GPU that this project knows."""
-    name = torch.cuda.get_device_name(device)
-    return next((DEVICES[key] for part, key in CUDA_NAMES.items() if part in name), None)
 
 
 def product_is_right(device: torch.device, dtype: torch.dtype) -> bool:

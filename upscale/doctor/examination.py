@@ -84,7 +84,7 @@ class Examination:
         lines += [f"{count}:", *problems] if problems else ["no problems"]
         return "\n".join(lines)
 
-    def tree(self) -> dict:
+    def as_tree(self) -> dict:
         """Everything that was found, for JSON."""
         return {
             "verdict": PROBLEM if self.problems else "ok",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from upscale.config import ModelConfig
-from upscale.doctor.base import Check, Record, Session, unequal_ones
+from upscale.doctor.base import Check, Record, Session, flag_unequal
 from upscale.randomness.streams import Purpose, Stream, philox
 from upscale.sources import Source, SourceSettings
 from upscale.sources.recurrent import RecurrentSource
@@ -60,7 +60,7 @@ class Generator(Check):
         return found
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
-        return unequal_ones(records, {one.name: ROWS_DIFFER for one in records if one.name.endswith(": rows")})
+        return flag_unequal(records, {one.name: ROWS_DIFFER for one in records if one.name.endswith(": rows")})
 
 
 def words_are_right(device: torch.device) -> bool:

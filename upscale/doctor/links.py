@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from upscale.distributed.world import World
-from upscale.doctor.base import SLOW_SHARE, Check, Record, Session, slow_ones, with_problem
-from upscale.doctor.devices import data_sheet
+from upscale.doctor.base import SLOW_SHARE, Check, Record, Session, flag_slow, with_problem
+from upscale.machine.gpus import data_sheet
 
 TRIAL_BYTES = 1 << 20
 LARGEST_BYTES = {"cuda": 256 << 20, "cpu": 32 << 20}
@@ -38,7 +38,7 @@ class Links(Check):
         world, nodes = session.world, session.ranks_of_nodes
         if world.size == 1:
             return []
-        found = [self._whole(session)]
+        found = [self.record(session, OVER_ALL, bus_bytes_per_second(world) / 1e9, "GB/s")]
         # All groups first: making one waits for every rank.
         inside = [self._group(session, ranks) for ranks in nodes.values() if len(ranks) > 1]
         world.barrier()
@@ -59,12 +59,8 @@ class Links(Check):
         return found
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
-        found = slow_ones(records, [INSIDE], session.device.type, INSIDE_ADVICE)
+        found = flag_slow(records, [INSIDE], session.device.type, INSIDE_ADVICE)
         return judge_pairs(found, list(session.ranks_of_nodes), SLOW_SHARE[session.device.type])
-
-    def _whole(self, session: Session) -> Record:
-        rate = bus_bytes_per_second(session.world)
-        return self.record(session, OVER_ALL, rate / 1e9, "GB/s")
 
     def _group(self, session: Session, ranks: list[int]) -> World | None:
         """A world of some ranks, for those in it. Every rank calls this, as torch asks."""
@@ -75,7 +71,7 @@ class Links(Check):
         return World(ranks.index(world.rank), len(ranks), world.device, world.launcher, group)
 
     def _without_nvlink(self, session: Session, rate: float) -> str | None:
-        sheet = data_sheet(session.device) if session.device.type == "cuda" else None
+        sheet = data_sheet(session.device)
         if sheet is None or rate >= LEAST_SHARE_OF_LINK * sheet.link_bandwidth:
             return None
         share = rate / sheet.link_bandwidth

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from upscale.config import Config
-from upscale.doctor.base import PROBLEM, Check, Record, Session, slow_ones
+from upscale.doctor.base import PROBLEM, Check, Record, Session, flag_slow
 from upscale.planning import memory, parameters
 
 WRITTEN_BYTES = {"cuda": 256 << 20, "cpu": 32 << 20}
@@ -54,10 +54,10 @@ class Storage(Check):
                         path.rmdir()
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
-        return slow_ones(records, (WRITE, READ), session.device.type, SLOW)
+        return flag_slow(records, (WRITE, READ), session.device.type, SLOW)
 
     def _seen(self, session: Session, folder: Path) -> list[Record]:
-        """Every rank writes a file, and looks for those of all others."""
+        """Whether each rank sees a file that every other one has written."""
         world, failure = session.world, None
         try:
             (folder / f"rank-{world.rank}").write_text(session.node)
@@ -115,7 +115,7 @@ def needed_bytes(config: Config) -> int:
 
 
 def _make(directory: Path) -> tuple[list[Path], str | None]:
-    """Make the folder where it is missing: what was made, innermost first, and why it could not be."""
+    """What was made of a missing folder and its parents, innermost first, and why it could not be."""
     wanted = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)

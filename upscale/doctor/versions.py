@@ -15,7 +15,7 @@ import torch
 
 import upscale
 from upscale.config import files as config_files
-from upscale.doctor.base import PROBLEM, Check, Record, Session, unequal_ones
+from upscale.doctor.base import PROBLEM, Check, Record, Session, flag_unequal
 from upscale.errors import LaunchError
 from upscale.machine import accelerator, compiler
 
@@ -67,7 +67,7 @@ class Versions(Check):
         return [*records, self._compiler(session)]
 
     def judge(self, records: Sequence[Record], session: Session) -> list[Record]:
-        return unequal_ones(records, MUST_BE_EQUAL)
+        return flag_unequal(records, MUST_BE_EQUAL)
 
     def _compiler(self, session: Session) -> Record:
         problem = None
@@ -92,7 +92,7 @@ def version(package: str) -> str:
 
 @functools.cache
 def package_digest() -> str:
-    """Of the names and contents of the package's files, which tells more than a commit with changes."""
+    """A digest of the names and contents of the package's files, which tells more than a commit with changes."""
     top, content = Path(upscale.__file__).parent, hashlib.sha256()
     for path in sorted(top.rglob("*")):
         if path.suffix in PACKAGE_FILES and path.is_file():

@@ -73,7 +73,7 @@ def measure(
     progress: Progress | None = None,
     requested: Callable[[], bool] | None = None,
 ) -> list[Measurement]:
-    """Measure several strings in one pass over all their slices.
+    """Bits per character of several strings, in one pass over all their slices.
 
     `data` are (characters,) uint8 arrays, `positions` the targets in each, non-empty, int64. The slices of all strings
     form one list that is dealt out to the ranks, so that padding is paid once and not once a string. Every rank calls

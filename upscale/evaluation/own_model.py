@@ -50,7 +50,7 @@ def evaluate(
     if split not in HELD_OUT_SPLITS:
         raise EvaluationError(f"split is {split!r}; allowed: {', '.join(HELD_OUT_SPLITS)}")
     datasets = suite.datasets(tasks, data_dir=data_dir, split=split)
-    with _resting(model), torch.no_grad():
+    with _in_eval_mode(model), torch.no_grad():
         return suite.evaluate(
             lambda tokens: _next_logits(model(tokens)),
             datasets,
@@ -80,7 +80,7 @@ def perplexity(
     for name, value in (("context", context), ("rows", 1 if rows is None else rows), ("batch_rows", batch_rows)):
         if value < 1:
             raise EvaluationError(f"{name} is {value}; allowed: 1 or more")
-    with _resting(model), torch.no_grad():
+    with _in_eval_mode(model), torch.no_grad():
         return held_out.measure(
             lambda tokens: _logits(model(tokens)),
             corpus,
@@ -116,7 +116,7 @@ def _device_of(model: Model) -> torch.device:
 
 
 @contextmanager
-def _resting(model: Model) -> Iterator[None]:
+def _in_eval_mode(model: Model) -> Iterator[None]:
     """A module in eval mode; afterwards every part of it is in the mode that it had."""
     if not isinstance(model, torch.nn.Module):
         yield

@@ -15,7 +15,7 @@ from upscale.distributed.world import World
 from upscale.evaluation.compression import Interrupted, Measurement, Predict, Progress, measure, target_positions
 from upscale.evaluation.dataset import Dataset, EvaluationError
 from upscale.evaluation.markov import MarkovBaseline, in_context
-from upscale.evaluation.tasks import CHARACTERS, TASKS
+from upscale.evaluation.tasks import CHARACTERS, GENERATED, TASKS, TEXTS
 
 NAMES = tuple(TASKS)
 
@@ -48,14 +48,14 @@ def datasets(
     characters: int = CHARACTERS,
     seed: int = 0,
 ) -> list[Dataset]:
-    """Generate the tasks (at least `characters` each, the same for the same seed) and load the texts.
+    """The tasks, generated (at least `characters` each, the same for the same seed), and the texts, read.
 
     `split` is the held-out split that is used of prepared corpora in `data_dir`.
 
-    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `Task.load` do.
+    Call it once per process: it costs about two seconds. Raises EvaluationError as `check_names` and `TextTask.load`.
     """
     return [
-        TASKS[name].load(data_dir=data_dir, split=split, characters=characters, seed=seed)
+        TEXTS[name].load(data_dir, split=split) if name in TEXTS else GENERATED[name].load(characters, seed=seed)
         for name in check_names(names)
     ]
 
@@ -72,7 +72,7 @@ def evaluate(
     seed: int = 0,
     requested: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure `predict` (logits of the next token, see `compression.Predict`) on every dataset, on every rank.
+    """A record of every dataset, on every rank, for `predict` (logits of the next token, see `compression.Predict`).
 
     Each dataset contributes `slices` slices of `context` characters, or all there are if fewer. All ranks call this
     with the same arguments and get the same records, one a dataset: task, split, bits_per_character, standard_error,
@@ -176,6 +176,7 @@ def _record(
         "skipped": _reason(dataset, context),
     }
     if measurement and markov:
+        groups = measurement.groups
         record |= {
             "bits_per_character": _finite(measurement.bits_per_character),
             "standard_error": _finite(measurement.standard_error),
@@ -184,13 +185,9 @@ def _record(
             "markov_published_bits_per_character": markov.published.bits_per_character,
             "markov_published_order": markov.published.order,
             "samples": measurement.samples,
-            "group_bits_per_character": _groups(measurement),
+            "group_bits_per_character": [round(bits, 5) for bits in groups] if math.isfinite(sum(groups)) else [],
         }
     return record
-
-
-def _groups(measurement: Measurement) -> list[float]:
-    return [round(bits, 5) for bits in measurement.groups] if math.isfinite(sum(measurement.groups)) else []
 
 
 def _finite(value: float) -> float | None:

@@ -28,7 +28,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def learnt(found: Mapping[str, Any]) -> str:
     """What `diagnostics.diagnose` found, as aligned lines: probes by distance, then each text by position."""
-    lines = [aligned_table(("repeated after", *map(str, found["distances"])), _probes(found))]
+    probes = [
+        ("induction, bits", *(f"{bits:.2f}" for bits in found["induction_bits"])),
+        ("copied", *(f"{share:.0%}" for share in found["copy_accuracy"])),
+    ]
+    lines = [aligned_table(("repeated after", *map(str, found["distances"])), probes)]
     recall = ", ".join("-" if share is None else f"{share:.0%}" for share in found["needle_recall"])
     lines.append(f"needles recalled, by distance in quarters of the row: {recall}")
     if found["texts"]:
@@ -39,13 +43,6 @@ def learnt(found: Mapping[str, Any]) -> str:
         ]
         lines.append(aligned_table(heads, rows))
     return "\n".join(lines)
-
-
-def _probes(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        ("induction, bits", *(f"{bits:.2f}" for bits in found["induction_bits"])),
-        ("copied", *(f"{share:.0%}" for share in found["copy_accuracy"])),
-    ]
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:

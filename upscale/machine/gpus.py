@@ -45,9 +45,15 @@ CUDA_NAMES = {
 }
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """The data sheet's bfloat16 peak of this machine's device, None where it is not known."""
+def data_sheet(device: torch.device) -> Device | None:
+    """The figures of this machine's device; None where they are not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((DEVICES[key].peak_flops for part, key in CUDA_NAMES.items() if part in name), None)
+    return next((DEVICES[key] for part, key in CUDA_NAMES.items() if part in name), None)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The data sheet's bfloat16 peak of this machine's device, None where it is not known."""
+    sheet = data_sheet(device)
+    return sheet.peak_flops if sheet else None

@@ -156,9 +156,8 @@ def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
 
 
 def with_engine(config: Config, name: str, stage: int, shard: int | str, checkpointing: str) -> Config:
-    engine = config.engine.model_copy(update={"name": name, "zero_stage": stage, "shard_ranks": shard})
-    model = config.model.model_copy(update={"checkpointing": checkpointing})
-    return config.model_copy(update={"engine": engine, "model": model})
+    engine = {"name": name, "zero_stage": stage, "shard_ranks": shard}
+    return config.with_values(engine=engine, model={"checkpointing": checkpointing})
 
 
 def alternatives(config: Config, cluster: Cluster, utilization: float) -> list[Estimate]:

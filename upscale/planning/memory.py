@@ -31,6 +31,11 @@ PERSISTENT_PARAMETER = 100_000
 ALIGNMENT = 2
 
 
+def in_bfloat16(config: Config) -> Config:
+    """The config with bf16 for a precision of auto: every GPU that plans know has bfloat16 instructions."""
+    return config.with_values(engine={"precision": "bf16"}) if config.engine.precision == AUTO else config
+
+
 def shard_ranks(config: Config, ranks: int) -> int:
     """Ranks that divide one copy of the sharded states among them."""
     if config.engine.name == "fsdp":

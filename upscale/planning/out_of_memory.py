@@ -30,8 +30,7 @@ def message(config: Config, device: torch.device, ranks: int, error: str) -> str
     """What was asked for, what there is, and the settings to give instead."""
     free, total = torch.cuda.mem_get_info(device)
     others = max(0, total - free - torch.cuda.memory_reserved(device) - memory.CONTEXT_BYTES)
-    if config.engine.precision == AUTO:
-        config = with_settings(config, engine={"precision": "bf16"})
+    config = memory.in_bfloat16(config)
     rows = rows_at_once(config, ranks, total)
     states = size(sum(memory.state_bytes(config, ranks).values()))
     lines = [
@@ -74,7 +73,7 @@ def advice(config: Config, ranks: int, memory_bytes: float, rows: int) -> str:
 def ways(config: Config, ranks: int) -> Iterator[tuple[Config, list[str]]]:
     """The config as it is, then with ever more that saves memory, each with the settings that make it so."""
     yield config, []
-    checkpointing, checkpointed = ["model.checkpointing=full"], with_settings(config, model={"checkpointing": "full"})
+    checkpointing, checkpointed = ["model.checkpointing=full"], config.with_values(model={"checkpointing": "full"})
     if config.model.checkpointing == "full":
         checkpointing = []
     else:
@@ -84,11 +83,5 @@ def ways(config: Config, ranks: int) -> Iterator[tuple[Config, list[str]]]:
         f"engine.{key}={str(value).lower()}" for key, value in sharded.items() if getattr(config.engine, key) != value
     ]
     if settings:
-        yield with_settings(config, engine=sharded), settings
-        yield with_settings(checkpointed, engine=sharded), [*settings, *checkpointing]
-
-
-def with_settings(config: Config, **sections: dict) -> Config:
-    """A copy of the config with other values in some sections."""
-    changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    return config.model_copy(update=changed)
+        yield config.with_values(engine=sharded), settings
+        yield checkpointed.with_values(engine=sharded), [*settings, *checkpointing]

@@ -13,7 +13,7 @@ from upscale.report.runs import Run, read_runs
 
 
 def write(runs: Sequence[Path], to: Path) -> Path:
-    """Read run directories and write `index.html`, PNGs and SVGs into the directory `to`; return the page's path.
+    """The path of the page `index.html`, after writing it, PNGs and SVGs of run directories into the directory `to`.
 
     The page holds its pictures, so it can be mailed or copied alone. The same input gives the same bytes. Each file is
     replaced atomically and the page comes last, so that a reader never meets half a page.

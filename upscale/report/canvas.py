@@ -35,6 +35,7 @@ _WIDTH_INCHES, _PAGE_INCHES, _AXES_INCHES, _LEGEND_LINE_INCHES = 4.6, 2.8, 3.0, 
 # two columns of longer labels would run out of the panel
 _TWO_COLUMNS_LETTERS = 22
 _DOTS_PER_INCH = 190
+SMALL_COLUMNS, _SMALL_INCHES, _SMALL_DOTS_PER_INCH = 3, 4.2, 140
 _POINTS = 300
 MOST_WITH_BANDS = 6
 """With more runs than colours, error bands, markers and single steps hide more than they show."""
@@ -103,7 +104,7 @@ _MARKER_PATHS = {
 
 
 def sample_of(index: int) -> Sample:
-    """As `look_of` draws, for the page's own legend."""
+    """What `look_of` draws, for the page's own legend."""
     look = look_of(index, marker_size=1)
     dashes = "" if look["linestyle"] == "-" else " ".join(f"{2 * length:g}" for length in look["linestyle"][1])
     return Sample(look["color"], dashes, _MARKER_PATHS[look["marker"]])
@@ -170,15 +171,6 @@ def mark_worlds(axes: Axes, runs: Sequence[Run], series: Sequence[numpy.ndarray]
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What stands around the lines of a panel."""
-
-    title: str
-    x_label: str
-    y_label: str
-
-
-@dataclass(frozen=True)
 class Drawing:
     markup: str
     """SVG to stand in the page, which has title, unit and legend around it: its lines are in groups with `data-run`,
@@ -187,20 +179,12 @@ class Drawing:
     """For papers, with title and legend: content by ending, png and svg; empty where it was not asked for."""
 
 
-def render(
-    frame: Frame, lines: Callable[[Axes], None], legend: Sequence[tuple[Look, str]], files: bool = True
-) -> Drawing:
-    """Draw one panel with `lines`, without date or version.
-
-    No pyplot and no settings left behind: a caller's figures stay as they are, and its matplotlibrc changes no byte.
-    """
-    with styled():
-        return _render(frame, lines, legend, files)
+Legend = Sequence[tuple[Look, str]]
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Our style and no other's; and no warning of a letter that the font lacks: the page has every name in full."""
+    """For a function that draws: our style and no other's, and no warning of a letter that the font lacks."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
@@ -208,7 +192,14 @@ def styled() -> Iterator[None]:
         yield
 
 
-def _render(frame: Frame, lines: Callable[[Axes], None], legend: Sequence[tuple[Look, str]], files: bool) -> Drawing:
+@styled()
+def render(
+    title: str, x_label: str, y_label: str, lines: Callable[[Axes], None], legend: Legend, files: bool = True
+) -> Drawing:
+    """One panel, drawn with `lines`, without date or version.
+
+    No pyplot and no settings left behind: a caller's figures stay as they are, and its matplotlibrc changes no byte.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -218,9 +209,9 @@ def _render(frame: Frame, lines: Callable[[Axes], None], legend: Sequence[tuple[
     figure = Figure(figsize=(_WIDTH_INCHES, _PAGE_INCHES), dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_xlabel(frame.x_label)
+    axes.set_xlabel(x_label)
     lines(axes)
-    if frame.x_label == INSTANCES:
+    if x_label == INSTANCES:
         axes.xaxis.set_major_locator(LogLocator() if axes.get_xscale() == "log" else MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     low, high = axes.get_ylim()
@@ -237,12 +228,31 @@ def _render(frame: Frame, lines: Callable[[Axes], None], legend: Sequence[tuple[
     labels = [label for _, label in legend]
     columns = 2 if all(len(label) <= _TWO_COLUMNS_LETTERS for label in labels) else 1
     figure.set_size_inches(_WIDTH_INCHES, _AXES_INCHES + _LEGEND_LINE_INCHES * math.ceil(len(labels) / columns))
-    axes.set_title(plain(shortened(frame.title, 40)), loc="left")
-    axes.set_ylabel(plain(frame.y_label))
+    axes.set_title(plain(shortened(title, 40)), loc="left")
+    axes.set_ylabel(plain(y_label))
     handles = [Line2D([], [], **look) for look, _ in legend]
     spacing = {"handlelength": 2.4, "columnspacing": 1.4}
     figure.legend(handles, list(map(plain, labels)), loc="outside lower center", ncols=columns, **spacing)
     return Drawing(markup, both(figure))
+
+
+def small_multiples(count: int, height_inches: float, room_inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure with its canvas, and axes for `count` panels in rows of three, each _SMALL_INCHES wide and so high.
+
+    `room_inches` is left beside the panels and below them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(SMALL_COLUMNS, count)
+    rows = math.ceil(count / columns)
+    size = (_SMALL_INCHES * columns + room_inches[0], height_inches * rows + room_inches[1])
+    figure = Figure(figsize=size, dpi=_SMALL_DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes
 
 
 _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}

@@ -11,7 +11,7 @@ import numpy
 
 from upscale.report import canvas
 
-_COLUMNS, _WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 3, 4.2, 2.6, 140
+_HEIGHT_INCHES = 2.6
 
 
 @dataclass(frozen=True)
@@ -21,34 +21,18 @@ class Map:
     """(width, log2 of the rate) -> (final loss in bits per byte, NaN where it diverged; whether it was stable)."""
 
 
+@canvas.styled()
 def draw(maps: Sequence[Map]) -> dict[str, bytes]:
     """A picture, as png and svg, with one map beside the other, on one scale of colours.
 
     The line is the edge: right of it nothing that was tried is stable, or one smaller rate was not."""
-    import matplotlib.style
-
-    with matplotlib.style.context(["default", canvas.STYLE]):
-        return _draw(maps)
-
-
-def _draw(maps: Sequence[Map]) -> dict[str, bytes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(_COLUMNS, len(maps))
-    rows = math.ceil(len(maps) / columns)
-    size = (_WIDTH_INCHES * columns + 0.8, _HEIGHT_INCHES * rows + 0.4)
-    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, places = canvas.small_multiples(len(maps), _HEIGHT_INCHES, (0.8, 0.4))
     losses = [loss for one in maps for loss, _ in one.cells.values() if math.isfinite(loss)]
     limits = (min(losses), max(losses)) if losses else (0.0, 1.0)
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
     image: Any = None
     for axes, one in zip(places, maps, strict=False):
         image = _draw_map(axes, one, limits)
-    for axes in places[len(maps) :]:
-        axes.set_axis_off()
-    figure.colorbar(image, ax=list(places), label="final loss (bits per byte)")
+    figure.colorbar(image, ax=places, label="final loss (bits per byte)")
     return canvas.both(figure)
 
 

@@ -184,8 +184,7 @@ def _draw_metric(panel: _Panel, runs: Sequence[Run], files: bool) -> Picture | N
         few = len(runs) <= canvas.MOST_WITH_BANDS
         notes.append("Thin: logged steps. Thick: running mean" if few else "Running mean")
         notes[-1] += " over a fortieth of them." if few else " over a fortieth of the logged steps."
-    frame = canvas.Frame(panel.title, canvas.INSTANCES, panel.y_label)
-    drawing = canvas.render(frame, lines, canvas.legend_of(runs), files)
+    drawing = canvas.render(panel.title, canvas.INSTANCES, panel.y_label, lines, canvas.legend_of(runs), files)
     finals = (f"{run.name} {_last(values, panel.unit)}" for run, values in zip(runs, series, strict=True))
     alt = f"{panel.title} over {canvas.INSTANCES}. Last values: {'; '.join(finals)}."
     note = " ".join(filter(None, [*notes, "Logarithmic horizontal axis." if panel.log_x and wide else ""]))
@@ -261,8 +260,7 @@ def _draw_task(key: TaskKey, name: str, runs: Sequence[Run], right: float, files
     title = task_title(key)
     legend = canvas.legend_of(runs, marker_size=4, only=[key in run.scored for run in runs])
     legend += [(look, f"{label} {bits:.3g}") for label, bits, look in levels]
-    frame = canvas.Frame(title, canvas.INSTANCES, "bits per character")
-    drawing = canvas.render(frame, lines, legend, files)
+    drawing = canvas.render(title, canvas.INSTANCES, "bits per character", lines, legend, files)
     finals = [f"{run.name} {value(run.scored[key][-1], 'bits_per_character'):.3f}" for run in runs if key in run.scored]
     finals += [f"{label} {bits:.3f}" for label, bits, _ in levels]
     alt = f"Bits per character on {title} over {canvas.INSTANCES}. Last values: {'; '.join(finals)}."
@@ -287,7 +285,7 @@ def levels_of(rows: Sequence[EvaluationRecord]) -> list[tuple[str, float, canvas
 
 
 def _draw_scores(axes: Axes, index: int, run: Run, key: TaskKey, bands: bool) -> list[float]:
-    """Draw one run's scores, with a band of two standard errors; return those that the axis must have room for.
+    """The scores that the axis must have room for, after drawing one run's with a band of two standard errors.
 
     Every model starts near 8 bits; what is worth the room is what follows the first quarter.
     """

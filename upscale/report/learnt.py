@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ _PROBES = (
         *("induction-by-rows", "Induction while training", canvas.INSTANCES, "bits of a repeated byte"),
         lambda run: (
             [record.instances for record in run.diagnostics],
-            [_mean(record.induction_bits) for record in run.diagnostics],
+            [float(numpy.mean(record.induction_bits or [math.nan])) for record in run.diagnostics],
         ),
         "Mean over the distances, of every checkpoint that was looked at.",
     ),
@@ -124,10 +125,6 @@ def _newest(run: Run) -> DiagnosticsRecord:
     return run.diagnostics[-1]
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(numpy.mean(values)) if values else None
-
-
 def _draw(probe: _Probe, runs: Sequence[Run], files: bool) -> Picture | None:
     """The picture, or None where no run has a number, or none that changes while it trains."""
     found = [probe.points(run) if run.diagnostics else ((), ()) for run in runs]
@@ -156,12 +153,12 @@ def _draw(probe: _Probe, runs: Sequence[Run], files: bool) -> Picture | None:
         axes.set_ylim(0, probe.top)
 
     only = [bool(len(x)) for x, _ in series]
-    frame = canvas.Frame(probe.title, probe.x_label, probe.unit)
-    drawing = canvas.render(frame, lines, canvas.legend_of(runs, marker_size=3.5, only=only), files)
-    told = [f"{run.name} {_told(y)}" for run, (x, y) in zip(runs, series, strict=True) if len(x)]
+    legend = canvas.legend_of(runs, marker_size=3.5, only=only)
+    drawing = canvas.render(probe.title, probe.x_label, probe.unit, lines, legend, files)
+    told = [f"{run.name} {_first_to_last(y)}" for run, (x, y) in zip(runs, series, strict=True) if len(x)]
     alt = f"{probe.title}: {probe.unit} over {probe.x_label}. From first to last: {'; '.join(told)}."
     return Picture("learnt", probe.slug, probe.title, probe.unit, alt, probe.note, drawing)
 
 
-def _told(values: numpy.ndarray) -> str:
+def _first_to_last(values: numpy.ndarray) -> str:
     return " to ".join(f"{values[place]:.3g}" for place in (0, -1)) if len(values) else "unknown"

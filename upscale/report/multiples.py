@@ -12,22 +12,30 @@ from upscale.report import canvas
 
 _LETTERS = 49
 """Of the legend, below one panel."""
-_COLUMNS, _WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 3, 4.2, 3.0, 140
+_HEIGHT_INCHES = 3.0
+
+
+Values = Sequence[float] | numpy.ndarray
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel; arrays of one length."""
+    """One line of a panel; its values have one length."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float]
+    x: Values
+    y: Values
+    low: Values
     """Of a band around y: the lowest of several seeds, or the end of an interval."""
-    high: Sequence[float]
+    high: Values
     look: canvas.Look
     points: bool = False
     """Points with bars instead of a line with a band."""
+
+    @classmethod
+    def of_seeds(cls, label: str, x: Values, values: numpy.ndarray, look: canvas.Look) -> Line:
+        """The mean of `values` (seeds, len(x)), in a band from the lowest seed to the highest."""
+        return cls(label, x, values.mean(axis=0), values.min(axis=0), values.max(axis=0), look)
 
 
 @dataclass(frozen=True)
@@ -38,27 +46,17 @@ class Panel:
     """Horizontal lines: label, height, look."""
 
 
+@canvas.styled()
 def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
     """The panels in rows of three, with one legend, as png and svg by ending; they depend on nothing but the data.
 
     The first quarter of a line may be above its panel: every model begins near 8 bits, which would press the rest
     together.
     """
-    with canvas.styled():
-        return _draw(panels, x_label, y_label, log_x)
+    from matplotlib.ticker import EngFormatter
 
-
-def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> dict[str, bytes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(_COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    size = (_WIDTH_INCHES * columns, _HEIGHT_INCHES * rows + 0.6)
-    figure = Figure(figsize=size, dpi=_DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, places = canvas.small_multiples(len(panels), _HEIGHT_INCHES, (0.0, 0.6))
     handles: dict = {}
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(places, panels, strict=False):
         if log_x:
             axes.set_xscale("log")
@@ -72,13 +70,13 @@ def _draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> d
         if shown:
             room = max(max(shown) - min(shown), 0.02)
             axes.set_ylim(max(0.0, min(shown) - 0.08 * room), max(shown) + 0.08 * room)
+        if not log_x and axes.get_xlim()[1] >= 2000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_title(canvas.plain(panel.title), loc="left")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-    for axes in places[len(panels) :]:
-        axes.set_axis_off()
     labels = [canvas.plain(canvas.shortened(label, 44)) for label in handles]
-    across = _LETTERS * columns // (max(map(len, labels), default=0) + 6)
+    across = _LETTERS * min(canvas.SMALL_COLUMNS, len(panels)) // (max(map(len, labels), default=0) + 6)
     ncols = max(1, min(6, len(labels), across))
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=ncols)
     return canvas.both(figure)
@@ -93,6 +91,6 @@ def _draw_line(axes, line: Line):
     return axes.plot(x, y, **line.look)[0]
 
 
-def _later(values: Sequence[float]) -> list[float]:
+def _later(values: Values) -> list[float]:
     """What the axis must have room for: all but the first quarter of a long line."""
     return list(values)[len(values) // 4 if len(values) > 7 else 0 :]

@@ -89,7 +89,7 @@ def _functions() -> tuple[Callable, ...]:
     return (
         *(_baseline, _bits, _definition, _from_a_minute_on, _final_loss, _findings, _is_best, _last_scores, _markup),
         *(_memory, _parameters, _path, _planned, _score, _setting, _skipped_steps, _sources, _task_levels),
-        *(_tasks_beaten, _verdict, _versions, _words),
+        *(_tasks_beaten, _verdict, _versions, _search_text),
         *(comparison.cells, comparison.sentences, sample_of, compare, count, learnt.text_of, task_title, value),
     )
 
@@ -99,7 +99,7 @@ def _markup(picture: Picture) -> Markup:
     return Markup(picture.drawing.markup)
 
 
-def _words(run: Run) -> str:
+def _search_text(run: Run) -> str:
     """What a run is found by: its name, its path and what stands in its row of the table of runs."""
     size = f"{_setting(run, 'model', 'width')} × {_setting(run, 'model', 'depth')}"
     return " ".join([run.name, str(run.path), _sources(run), size]).lower()
@@ -186,7 +186,7 @@ def _last_scores(runs: Sequence[Run], key: TaskKey) -> list[tuple[int, Run, Eval
 
 
 def _unscored(runs: Sequence[Run]) -> dict[tuple[str, str], list[tuple[int, Run]]]:
-    """By task and the reason why it has no number, the runs with their places."""
+    """The runs with their places, by a task and the reason why it has no number."""
     found: dict[tuple[str, str], list[tuple[int, Run]]] = {}
     for index, run in enumerate(runs):
         for reason in run.unscored.items():

@@ -64,6 +64,16 @@ class Run:
         """Instances seen at each logged step, shape (steps,)."""
         return self.column("instances")
 
+    @property
+    def last_steps(self) -> list[StepRecord]:
+        """The last tenth of the logged steps, at least one."""
+        return self.metrics[-max(1, len(self.metrics) // 10) :]
+
+    @property
+    def final_loss(self) -> float:
+        """Bits per byte, the mean over `last_steps`; NaN where one of them is not finite."""
+        return float(numpy.mean([value(record, "loss_bits_per_byte") for record in self.last_steps]))
+
     @cached_property
     def seconds(self) -> float:
         """Seconds spent in steps: each logged step's time counts for the steps since the logged step before it."""
@@ -153,7 +163,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(paths: Sequence[Path], waiting: list[Path] | None = None) -> list[Run]:
-    """Read each of the runs that `find_runs` finds, in its order; ValueError says which one cannot be read and why.
+    """The runs that `find_runs` finds, in its order; ValueError says which one cannot be read and why.
 
     A run that is named must have metrics, one that lies in a folder is left out until it has. With a list `waiting`,
     both are put there.

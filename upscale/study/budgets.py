@@ -7,10 +7,8 @@ Each copy trains to the end of its own schedule: a point on the way of a longer 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from upscale.study.schema import Study
+from upscale.study.schema import Study
 
 
 def name_at(name: str, instances: int) -> str:

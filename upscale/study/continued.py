@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from upscale.checkpoint import warm_start
 from upscale.config import files as config_files
-from upscale.study.members import Member, problems_of_files, typed
+from upscale.study.members import Member, as_overrides, misfits, problems_of_files
 from upscale.study.plan import seed_of
 from upscale.study.schema import Grid
 
@@ -27,7 +26,11 @@ def before(study: Grid, place: Sequence[str], seed: int, overrides: Sequence[str
     label = ".".join([STAGE, *(name for name, point in points.items() if _shared(point.set))])
     name = f"{label}-{seed}"
     own = {"run.name": name, "run.dir": str(folder / name), "run.seed": seed_of(STAGE, seed)}
-    words = [*typed(settings | study.before.set), *(word for word in overrides if word.startswith(SHARED)), *typed(own)]
+    words = [
+        *as_overrides(settings | study.before.set),
+        *(word for word in overrides if word.startswith(SHARED)),
+        *as_overrides(own),
+    ]
     config = config_files.load(study.before.config, words).resolved()
     scripts = [point.script for point in points.values() if point.script]
     options = (*study.slurm.options, *(word for point in points.values() for word in point.slurm))
@@ -49,6 +52,5 @@ def problems(members: Iterable[Member]) -> Iterator[str]:
         if (data := repr((source.config.data, source.config.model.vocabulary))) not in looked_at:
             looked_at.add(data)
             yield from (f"{source.stage}: {problem}" for problem in problems_of_files(source.config))
-        found = [text.strip() for text in warm_start.mismatches(source.config, member.config)]
-        found += filter(None, [warm_start.sleepers(source.config, source.instances, member.config)])
-        yield from (f"{member.stage} after {source.stage}: {problem}" for problem in found)
+        for problem in misfits(source, member.config):
+            yield f"{member.stage} after {source.stage}: {problem}"

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from upscale.planning import run_flops
-from upscale.report.runs import UNKNOWN, read_runs
+from upscale.report.runs import UNKNOWN
 from upscale.study import budgets
 from upscale.study.members import Member
 from upscale.study.plan import Plan
@@ -90,7 +90,7 @@ def tokens_to(ends: Sequence[tuple[float, float]], bits: float) -> tuple[float, 
 
 
 def collect(plan: Plan, result: Result) -> dict[str, dict[int, Efficiency]]:
-    """By arm and seed, of arms that have a stage before the compared one and have finished."""
+    """What the stages before are worth, by arm and seed, of arms that have such a stage and have finished."""
     found: dict[str, dict[int, Efficiency]] = {}
     for arm, outcomes in result.outcomes.items():
         before = plan.all_before(arm, result.metric.stage)
@@ -125,8 +125,7 @@ def _ends(plan: Plan, result: Result, arm: str, seed: int) -> list[tuple[float, 
     for name in budgets.family(plan.study, arm, result.metric.stage).values():
         member = plan.chains[name, seed][-1]
         if member.finished():
-            (run,) = read_runs([member.directory])
-            rows = run.scored.get((result.metric.task, result.metric.split), [])
+            rows = member.run.scored.get((result.metric.task, result.metric.split), [])
             if rows and rows[-1].bits_per_character is not None:
                 found.append((float(member.tokens), rows[-1].bits_per_character))
     return found
@@ -138,32 +137,31 @@ def not_learnt(plan: Plan, arm: str, seed: int, stage: str) -> float:
     values = []
     chain = plan.chains[arm, seed]
     for member in chain[: [one.stage for one in chain].index(stage)]:
-        (run,) = read_runs([member.directory])
-        last = run.metrics[-max(1, len(run.metrics) // 10) :]
+        last = member.run.last_steps
         values += [bits for step in last for bits in (step.excess_bits_per_source or {}).values() if bits is not None]
     return sum(values) / len(values) if values else math.nan
 
 
 def rows(plan: Plan, result: Result, found: dict[str, dict[int, Efficiency]]) -> list[list[str]]:
-    """The cells of the table, its heads first; the arm that saves most first."""
+    """The cells of the table; the arm that saves most first."""
     lines = []
     for arm, seeds in found.items():
         every = list(seeds.values())
         spread = {name: Spread.of(100 * getattr(one, name) for one in every) for name in DERIVED[:3]}
         learnt = Spread.of(not_learnt(plan, arm, seed, result.metric.stage) for seed in seeds)
-        text = Spread.of(one.text for one in every).words(",.0f")
+        text = Spread.of(one.text for one in every).text(",.0f")
         cells = [
             arm,
             f"{every[0].tokens_before:,}",
-            learnt.words(".3f") if learnt.known else UNKNOWN,
+            learnt.text(".3f") if learnt.known else UNKNOWN,
             ("at most " if any(one.bound for one in every) else "") + text,
             "runs" if all(one.on_runs for one in every) else "the curve",
-            *(spread[name].words("+.1f") for name in DERIVED[:3]),
-            Spread.of(one.rate_of_substitution for one in every).words(".2f"),
+            *(spread[name].text("+.1f") for name in DERIVED[:3]),
+            Spread.of(one.rate_of_substitution for one in every).text(".2f"),
         ]
         saved = spread["saved"].mean
         lines.append((math.inf if math.isnan(saved) else -saved, cells))
-    return [list(HEADS), *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
+    return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
 
 
 def record(found: dict[str, dict[int, Efficiency]]) -> dict:

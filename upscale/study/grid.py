@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from upscale import planning
-from upscale.config import AUTO, Config
+from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
+from upscale.report.runs import Run
 from upscale.study import continued, grid_finetuning
 from upscale.study.grid_finetuning import Pair
-from upscale.study.members import Member, changes, problems_of_files, problems_of_settings, typed
-from upscale.study.schema import AXES, Grid, Next, Point, failure
-
-UNEQUAL = 0.01
+from upscale.study.members import Member, as_overrides, changes, problems_of, problems_of_files, problems_of_settings
+from upscale.study.schema import AXES, UNEQUAL, Grid, Point, failure
 
 Place = tuple[str, ...]
 """A point's name for each axis, in the order of the axes."""
@@ -44,7 +44,8 @@ class GridPlan:
         found: dict[str, Member] = {}
         for (place, seed), cell in self.cells.items():
             if all(name in names for name, names in zip(place, asked, strict=True)):
-                after = [member for pairs in self.finetunings.values() for member in pairs[place, seed]]
+                pairs = [pairs[place, seed] for pairs in self.finetunings.values()]
+                after = [member for pair in pairs for member in (pair.tuned, pair.scratch)]
                 found.update({one.name: one for member in (cell, *after) for one in (*member.needs, member)})
         return list(found.values())
 
@@ -60,11 +61,31 @@ class GridPlan:
         combined = [dict(zip(others, names, strict=True)) for names in itertools.product(*others.values())]
         return {", ".join(place.values()): place for place in combined}
 
+    def finished(self, axis: str, fixed: dict[str, str]) -> dict[str, list[tuple[Member, Run]]]:
+        """The trainings that have finished at these points of other axes, with their runs, by the point of `axis`;
+        points without one are left out."""
+        found = {}
+        for name in self.study.axes[axis]:
+            places = self.places(**fixed, **{axis: name})
+            members = [self.cells[place, seed] for place in places for seed in self.study.seeds]
+            if trained := [(member, member.run) for member in members if member.finished()]:
+                found[name] = trained
+        return found
 
-def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None = None, to: Path | None = None):
-    """A GridPlan; raises UserError with the mistakes of every member, before anything is started."""
-    folder = runs or Path(study.runs if study.runs != AUTO else f"runs/{study.name}")
-    to = to or (Path(study.to) if study.to != AUTO else folder)
+
+def by_rate(trained: Iterable[tuple[Member, Run]]) -> dict[float, dict[int, Run]]:
+    """The runs by log2 of their base learning rate, and by seed."""
+    found: dict[float, dict[int, Run]] = {}
+    for member, run in trained:
+        found.setdefault(math.log2(member.config.optimizer.learning_rate), {})[member.seed] = run
+    return found
+
+
+def make(
+    path: Path, study: Grid, overrides: Sequence[str] = (), runs: Path | None = None, to: Path | None = None
+) -> GridPlan:
+    """The plan of a grid; raises UserError with the mistakes of every member, before anything is started."""
+    folder, to = study.folders(runs, to)
     places = [("set", study.set), ("override", [text.partition("=")[0] for text in overrides])]
     places += [("before.set", study.before.set)] if study.before else []
     places += [(f"finetune.{name}.set", wanted.set) for name, wanted in study.finetune.items()]
@@ -76,13 +97,14 @@ def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None =
             try:
                 cells[place, seed] = _member(study, place, seed, overrides, folder)
             except UserError as error:
-                problems += [f"{'.'.join(place)}: {problem}" for problem in _all_of(error)]
+                problems += [f"{'.'.join(place)}: {problem}" for problem in problems_of(error)]
     following = None
     if study.next:
         try:
-            following = _next(study, study.next, overrides)
+            point = Point(config=study.next.config, set=study.next.set)
+            following = _config(study, [point], overrides, {})[2]
         except UserError as error:
-            problems += [f"next: {problem}" for problem in _all_of(error)]
+            problems += [f"next: {problem}" for problem in problems_of(error)]
     finetunings: dict[str, dict[tuple[Place, int], Pair]] = {}
     for name, wanted in study.finetune.items():
         known: dict[str, Member] = {}
@@ -91,7 +113,7 @@ def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None =
                 at: grid_finetuning.pair(name, wanted, cell, overrides, known) for at, cell in cells.items()
             }
         except UserError as error:
-            problems += [f"finetune.{name}: {problem}" for problem in _all_of(error)]
+            problems += [f"finetune.{name}: {problem}" for problem in problems_of(error)]
     if not problems:
         plan = GridPlan(study, folder, to, cells, following, finetunings)
         problems = [*_problems_of_members(plan), *_problems_of_axes(plan), *_problems_of_budgets(plan)]
@@ -102,7 +124,7 @@ def make(path: Path, study: Grid, overrides: list[str] = (), runs: Path | None =
     return plan
 
 
-def _member(study: Grid, place: Place, seed: int, overrides: list[str], folder: Path) -> Member:
+def _member(study: Grid, place: Place, seed: int, overrides: Sequence[str], folder: Path) -> Member:
     points = [study.axes[axis][name] for axis, name in zip(study.axes, place, strict=True)]
     label = ".".join(place)
     name = f"{label}-{seed}"
@@ -117,11 +139,7 @@ def _member(study: Grid, place: Place, seed: int, overrides: list[str], folder: 
     return Member(name, label, seed, path, tuple(words), config, before, script, tuple(options))
 
 
-def _next(study: Grid, wanted: Next, overrides: list[str]) -> Config:
-    return _config(study, [Point(config=wanted.config, set=wanted.set)], overrides, {})[2]
-
-
-def _config(study: Grid, points: list[Point], overrides: list[str], own: dict) -> tuple[str, list[str], Config]:
+def _config(study: Grid, points: list[Point], overrides: Sequence[str], own: dict) -> tuple[str, list[str], Config]:
     """The file, the overrides and the resolved config of what these points say; the last of them wins."""
     files = [path for path in [study.config, *(point.config for point in points)] if path]
     if not files:
@@ -129,7 +147,7 @@ def _config(study: Grid, points: list[Point], overrides: list[str], own: dict) -
     settings = dict(study.set)
     for point in points:
         settings |= point.set
-    words = [*typed(settings), *overrides, *typed(own)]
+    words = [*as_overrides(settings), *overrides, *as_overrides(own)]
     config = config_files.load(files[-1], words).resolved()
     if study.flops is not None:
         rows = instances_for(config, study.flops)
@@ -138,14 +156,9 @@ def _config(study: Grid, points: list[Point], overrides: list[str], own: dict) -
     return files[-1], words, config
 
 
-def _all_of(error: UserError) -> list[str]:
-    return error.problems if isinstance(error, config_files.ConfigError) else [str(error)]
-
-
 def flops_of(config: Config, instances: int) -> float:
     """Floating-point operations of the first `instances` rows of a config's schedule."""
-    schedule = config.schedule.model_copy(update={"instances": round(instances)})
-    return planning.run_flops(config.model_copy(update={"schedule": schedule}))
+    return planning.run_flops(config.with_values(schedule={"instances": round(instances)}))
 
 
 def instances_for(config: Config, flops: float) -> int:

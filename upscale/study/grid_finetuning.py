@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
-from upscale.checkpoint import warm_start
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.report import canvas, multiples
-from upscale.report.runs import read_runs
-from upscale.study.members import Member, changes, problems_of_files, typed
+from upscale.study.members import Member, as_overrides, changes, misfits, problems_of_files
 from upscale.study.page import Page, Table
 from upscale.study.results import Outcome, Spread, outcome
 from upscale.study.schema import Finetuning, Metric
@@ -24,8 +22,14 @@ NOTE = (
     "scratch over rows of the pre-trained one to be as low as scratch ends; pre-training is not counted."
 )
 
-Pair = tuple[Member, Member]
-"""From pre-trained weights, and from scratch."""
+
+class Pair(NamedTuple):
+    """The fine-tunings after one training of the grid."""
+
+    before: Member
+    tuned: Member
+    """From its weights."""
+    scratch: Member
 
 
 def pair(name: str, wanted: Finetuning, before: Member, overrides: Sequence[str], known: dict[str, Member]) -> Pair:
@@ -38,29 +42,20 @@ def pair(name: str, wanted: Finetuning, before: Member, overrides: Sequence[str]
     taken = {f"{section}.{key}": value for section in TAKEN for key, value in sections[section].items()}
     settings = {key: value for key, value in taken.items() if key not in OWN} | wanted.set
     # how long the grid trains is not how long it fine-tunes
-    words = [*typed(settings), *(word for word in overrides if not word.startswith("schedule."))]
-    folder = before.directory.parent
+    words = [*as_overrides(settings), *(word for word in overrides if not word.startswith("schedule."))]
+    slurm = (*before.slurm, *wanted.slurm)
 
-    def member(kind: str, origin: Path | None) -> Member:
-        own = {"run.name": f"{before.stage}.{name}.{kind}-{before.seed}", "run.seed": before.seed}
-        own["run.dir"] = str(folder / own["run.name"])
-        every = [*words, *typed(own | ({"init.from": str(origin)} if origin else {}))]
+    def member(kind: str, origin: Member | None) -> Member:
+        label = f"{before.stage}.{name}.{kind}-{before.seed}"
+        own = {"run.name": label, "run.seed": before.seed, "run.dir": str(before.directory.parent / label)}
+        own |= {"init.from": str(origin.directory)} if origin else {}
+        every = (*words, *as_overrides(own))
         config = config_files.load(wanted.config, every).resolved()
-        return Member(
-            name=own["run.name"],
-            stage=before.stage,
-            seed=before.seed,
-            config_path=wanted.config,
-            overrides=tuple(every),
-            config=config,
-            before=before if origin else None,
-            script=before.script,
-            slurm=(*before.slurm, *wanted.slurm),
-        )
+        return Member(label, before.stage, before.seed, wanted.config, every, config, origin, before.script, slurm)
 
     scratch = member("scratch", None)
-    tuned = member(f"{before.instances}", before.directory)
-    return tuned, known.setdefault(_without_names(scratch.config), scratch)
+    tuned = member(f"{before.instances}", before)
+    return Pair(before, tuned, known.setdefault(_without_names(scratch.config), scratch))
 
 
 def _without_names(config: Config) -> str:
@@ -72,12 +67,9 @@ def problems(name: str, wanted: Finetuning, pairs: Sequence[Pair]) -> Iterator[s
     """Texts that are not there or not measured, weights that do not fit, and runs that began otherwise."""
     metric = Metric(stage=name, task=wanted.task, split=wanted.split)
     if pairs:
-        yield from (f"finetune.{name}: {problem}" for problem in problems_of_files(pairs[0][0].config, [metric]))
-    for tuned, scratch in pairs:
-        before = tuned.before
-        found = [text.strip() for text in warm_start.mismatches(before.config, tuned.config)]
-        found += filter(None, [warm_start.sleepers(before.config, before.instances, tuned.config)])
-        yield from (f"finetune.{name} after {before.name}: {problem}" for problem in found)
+        yield from (f"finetune.{name}: {problem}" for problem in problems_of_files(pairs[0].tuned.config, [metric]))
+    for before, tuned, scratch in pairs:
+        yield from (f"finetune.{name} after {before.name}: {problem}" for problem in misfits(before, tuned.config))
         for member in (tuned, scratch):
             yield from changes(member, growing=True)
 
@@ -86,11 +78,11 @@ def outcomes(wanted: Finetuning, pairs: Sequence[Pair]) -> list[Outcome]:
     """One for each seed whose two fine-tunings have finished and measured the text."""
     found = []
     key = (wanted.task, wanted.split)
-    for members in pairs:
+    for before, *members in pairs:
         if all(member.finished() for member in members):
-            tuned, scratch = (read_runs([member.directory])[0].scored.get(key, []) for member in members)
+            tuned, scratch = (member.run.scored.get(key, []) for member in members)
             if tuned and scratch:
-                found.append(outcome(tuned, scratch, members[0].config.model.context, members[0].before.tokens))
+                found.append(outcome(tuned, scratch, members[0].config.model.context, before.tokens))
     return found
 
 
@@ -103,8 +95,8 @@ def page(title: str, wanted: Finetuning, by_width: Sequence[tuple[int, int, Sequ
     rows, record = [], []
     for width, size, found in known:
         columns = [[one.final for one in found], [one.baseline_final for one in found], [one.gain for one in found]]
-        numbers = [Spread.of(values).words(form) for values, form in zip(columns, (".3f", ".3f", "+.3f"), strict=True)]
-        faster = Spread.of(one.speed_up for one in found).words(".2f")
+        numbers = [Spread.of(values).text(form) for values, form in zip(columns, (".3f", ".3f", "+.3f"), strict=True)]
+        faster = Spread.of(one.speed_up for one in found).text(".2f")
         rows.append([str(width), f"{size:,}", *numbers, faster, str(len(found))])
         finals = {"pretrained": columns[0], "scratch": columns[1], "speed_up": [one.speed_up for one in found]}
         record.append({"width": width, "parameters": size, **finals})
@@ -113,7 +105,7 @@ def page(title: str, wanted: Finetuning, by_width: Sequence[tuple[int, int, Sequ
         values = [[getattr(one, kind) for one in found] for _, _, found in known]
         means = [math.fsum(each) / len(each) for each in values]
         sizes, look = [size for _, size, _ in known], canvas.look_of(place, marker_size=4)
-        lines.append(multiples.Line(label, sizes, means, list(map(min, values)), list(map(max, values)), look))
+        lines.append(multiples.Line(label, sizes, means, [*map(min, values)], [*map(max, values)], look))
     panel = multiples.Panel(f"{wanted.task} ({wanted.split})", lines)
     picture = multiples.draw([panel], "parameters", "bits per character", log_x=True)
     return Page([Table(title, heads, rows, NOTE)], {"": picture}, {"widths": record})

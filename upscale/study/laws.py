@@ -1,4 +1,4 @@
-"""Power laws with an irreducible term, L = E + A / N^a, how surely data determine them, and what they foretell.
+"""Power laws with an irreducible term, L = E + A / N^a, how surely data determine them, and what they predict.
 
 A law is determined when all of this holds: at least LEAST_SIZES sizes; the bits fall from the smallest to the largest,
 95 % surely; the 95 % interval of the exponent a is inside EXPONENTS and its upper end at most WIDEST_RATIO times its
@@ -73,8 +73,8 @@ class Fit:
         """The 95 % bootstrap interval of a number of the law."""
         return _interval([getattr(law, name) for law in self.replicates])
 
-    def foretold(self, size: float) -> tuple[float, float, float]:
-        """Bits at a size that was not fitted, and their 95 % interval: of the law, not of a single seed around it."""
+    def predicted(self, size: float) -> tuple[float, float, float]:
+        """Bits that the law predicts at a size, and their 95 % interval: of the law, not of a single seed around it."""
         return float(self.law.at(size)), *_interval([float(law.at(size)) for law in self.replicates])
 
 
@@ -117,7 +117,8 @@ def fit(samples: Sequence[Sample], seed: int = 0, count: int = REPLICATES) -> Fi
     law = least_squares(sizes, bits, errors)
     residuals = bits - law.at(sizes)
     falls = drawn[:, numpy.argmin(sizes)] - drawn[:, numpy.argmax(sizes)]
-    why, laws = None, ()
+    why: str | None
+    laws: tuple[Law, ...] = ()
     if len(sizes) < LEAST_SIZES:
         why = f"{len(sizes)} sizes; {LEAST_SIZES} are needed"
     elif numpy.percentile(falls, INTERVAL[0]) <= 0:

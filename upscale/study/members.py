@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from upscale import schedule
-from upscale.checkpoint import layout, manifest, run_directory
+from upscale.checkpoint import layout, manifest, run_directory, warm_start
 from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.corpora.shards import index
@@ -18,6 +19,7 @@ from upscale.errors import UserError
 from upscale.evaluation import suite
 from upscale.evaluation.tasks import TEXTS
 from upscale.files import reads_as_itself
+from upscale.report.runs import Run, read_runs
 from upscale.study.schema import Metric
 
 # The study decides these, so that members fit together.
@@ -61,6 +63,20 @@ class Member:
         """What `upscale train` is given."""
         return ["--config", self.config_path, *self.overrides]
 
+    def training(self) -> dict[str, float | None]:
+        """How well and how long it trained: a first stage that learned nothing has nothing to hand on; null for what is
+        not finite."""
+        run = self.run
+        return {
+            "training_bits_per_token_at_the_end": run.final_loss if math.isfinite(run.final_loss) else None,
+            "step_seconds": run.seconds if math.isfinite(run.seconds) else None,
+        }
+
+    @property
+    def run(self) -> Run:
+        """What its run directory holds; raises ValueError where that cannot be read or has no logged step."""
+        return read_runs([self.directory])[0]
+
     @cached_property
     def instances(self) -> int:
         """Rows it trains on."""
@@ -92,13 +108,18 @@ class Member:
         return (over or counters.get("instances", 0) >= self.instances) and not counters.get("evaluation_owed")
 
 
-def typed(settings: dict) -> list[str]:
+def as_overrides(settings: dict) -> list[str]:
     """`section.key=value` words; JSON is YAML, and quotes are left out where the text needs none."""
     plain = {key: isinstance(value, str) and reads_as_itself(value) for key, value in settings.items()}
     return [
         f"{key}={value if plain[key] else json.dumps(value, default=str, ensure_ascii=False)}"
         for key, value in settings.items()
     ]
+
+
+def problems_of(error: UserError) -> list[str]:
+    """The problems that an error names, one by one."""
+    return error.problems if isinstance(error, config_files.ConfigError) else [str(error)]
 
 
 def problems_of_settings(places: Iterable[tuple[str, Iterable[str]]]) -> Iterator[str]:
@@ -145,6 +166,13 @@ def problems_of_files(config: Config, metrics: Sequence[Metric] = ()) -> Iterato
                 "evaluation.data_dir to the folder of the prepared corpora, or compare with "
                 f"split: {split}"
             )
+
+
+def misfits(source: Member, config: Config) -> list[str]:
+    """Why a training with this config cannot begin with the weights of `source`, if anything."""
+    found = [text.strip() for text in warm_start.mismatches(source.config, config)]
+    asleep = warm_start.sleepers(source.config, source.instances, config)
+    return [*found, asleep] if asleep else found
 
 
 def changes(member: Member, growing: bool) -> Iterator[str]:

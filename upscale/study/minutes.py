@@ -15,9 +15,9 @@ import numpy
 from upscale import planning
 from upscale.config import Config
 from upscale.report import canvas, multiples
-from upscale.report.runs import UNKNOWN, Run, TaskKey, read_runs, task_title, value
+from upscale.report.runs import Run, TaskKey, task_title, value
 from upscale.study.grid import GridPlan
-from upscale.study.page import Page, Table, plain, signed
+from upscale.study.page import Page, Table, as_json, or_dash
 from upscale.study.results import Spread
 
 POINTS = 16
@@ -46,7 +46,7 @@ class Recipe:
     def minutes(self, run: Run) -> float:
         return run.seconds / 60
 
-    def bits(self, run: Run, key: TaskKey, minutes: Sequence[float]) -> numpy.ndarray:
+    def bits(self, run: Run, key: TaskKey, minutes: multiples.Values) -> numpy.ndarray:
         """Bits per character after so many minutes, on the line between evaluations; NaN where not measured."""
         rows = run.scored.get(key, [])
         if not rows:
@@ -74,14 +74,10 @@ def elapsed(run: Run, instances: Sequence[float]) -> numpy.ndarray:
 
 def collect(plan: GridPlan, points: dict[str, str]) -> list[Recipe]:
     """The recipes of a series that have a finished training, in the order of the file."""
-    found = []
-    for name in plan.study.axes["recipe"]:
-        (place,) = plan.places(**points, recipe=name)
-        members = {seed: plan.cells[place, seed] for seed in plan.study.seeds}
-        runs = {seed: read_runs([one.directory])[0] for seed, one in members.items() if one.finished()}
-        if runs:
-            found.append(Recipe(name, next(iter(members.values())).config, runs))
-    return found
+    return [
+        Recipe(name, trained[0][0].config, {member.seed: run for member, run in trained})
+        for name, trained in plan.finished("recipe", points).items()
+    ]
 
 
 def page(plan: GridPlan) -> Page:
@@ -109,10 +105,10 @@ def _table(recipes: Sequence[Recipe]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for recipe in recipes:
         runs = list(recipe.runs.values())
-        minutes = Spread.of(recipe.minutes(run) for run in runs).words(".1f")
-        seen = Spread.of(float(run.instances[-1]) for run in runs).words(",.0f")
+        minutes = Spread.of(recipe.minutes(run) for run in runs).text(".1f")
+        seen = Spread.of(float(run.instances[-1]) for run in runs).text(",.0f")
         size = f"{planning.parameters(recipe.config.model):,}"
-        bits = [recipe.at(share).words(".3f") for share in SHARES]
+        bits = [recipe.at(share).text(".3f") for share in SHARES]
         rows.append([recipe.name, str(len(runs)), minutes, seen, size, *bits])
     return heads, rows
 
@@ -120,13 +116,9 @@ def _table(recipes: Sequence[Recipe]) -> tuple[list[str], list[list[str]]]:
 def _of_tasks(recipes: Sequence[Recipe]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for key in _tasks(recipes):
-        first = recipes[0].end(key)
-        ends = {recipe.name: recipe.end(key) for recipe in recipes}
-        cells = [f"{end:.3f}" if math.isfinite(end) else UNKNOWN for end in ends.values()]
-        cells[1:] = [
-            f"{cell} ({signed(end - first)})" for cell, end in zip(cells[1:], [*ends.values()][1:], strict=True)
-        ]
-        rows.append([task_title(key), *cells])
+        first, *others = [recipe.end(key) for recipe in recipes]
+        compared = [f"{or_dash(end)} ({or_dash(end - first, '+.3f')})" for end in others]
+        rows.append([task_title(key), or_dash(first), *compared])
     return ["task", *(recipe.name for recipe in recipes)], rows
 
 
@@ -135,10 +127,9 @@ def _curves(plan: GridPlan, recipes: Sequence[Recipe], key: TaskKey) -> list[mul
     for recipe in recipes:
         if key in recipe.tasks:
             x = numpy.linspace(0, min(recipe.minutes(run) for run in recipe.runs.values()), POINTS + 1)[1:]
-            bits = numpy.array([recipe.bits(run, key, list(x)) for run in recipe.runs.values()])
+            bits = numpy.array([recipe.bits(run, key, x) for run in recipe.runs.values()])
             look = canvas.look_of(names.index(recipe.name), marker_size=2.5)
-            means, low, high = bits.mean(axis=0), bits.min(axis=0), bits.max(axis=0)
-            lines.append(multiples.Line(recipe.name, list(x), list(means), list(low), list(high), look))
+            lines.append(multiples.Line.of_seeds(recipe.name, x, bits, look))
     return lines
 
 
@@ -153,4 +144,4 @@ def _record(recipe: Recipe) -> dict:
         }
         for seed, run in recipe.runs.items()
     }
-    return plain({"name": recipe.name, "parameters": planning.parameters(recipe.config.model), "seeds": runs})
+    return as_json({"name": recipe.name, "parameters": planning.parameters(recipe.config.model), "seeds": runs})

@@ -59,8 +59,8 @@ def draws(seeds: int, count: int = REPLICATES) -> numpy.ndarray:
 
 
 def optimum(places: Sequence[float], values: numpy.ndarray) -> Optimum:
-    """Of the mean over seeds; `values` is (seeds, places), with NaN where a training diverged: then all seeds are left
-    out at that place."""
+    """The optimum of the mean over seeds; `values` is (seeds, places), with NaN where a training diverged: then all
+    seeds are left out at that place."""
     place, edge = lowest(places, values.mean(axis=0))
     found = [lowest(places, values[chosen].mean(axis=0)) for chosen in draws(len(values))]
     return Optimum(place, edge, tuple(one for one, _ in found), tuple(side for _, side in found))

@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upscale.checkpoint import warm_start
-from upscale.config import AUTO, Config
+from upscale.config import Config
 from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.evaluation import overlap
 from upscale.evaluation.tasks import TEXTS
-from upscale.study.members import Member, changes, problems_of_files, problems_of_settings, typed
-from upscale.study.schema import Step, Study, failure
-
-UNEQUAL = 0.01
+from upscale.study.members import (
+    Member,
+    as_overrides,
+    changes,
+    misfits,
+    problems_of,
+    problems_of_files,
+    problems_of_settings,
+)
+from upscale.study.schema import UNEQUAL, Step, Study, failure
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,8 @@ class Plan:
 def make(
     path: Path, study: Study, overrides: Sequence[str] = (), runs: Path | None = None, to: Path | None = None
 ) -> Plan:
-    """Raises UserError with the mistakes of every member, before anything is started."""
-    folder = runs or Path(study.runs if study.runs != AUTO else f"runs/{study.name}")
-    to = to or (Path(study.to) if study.to != AUTO else folder)
+    """The plan of a study of arms; raises UserError with the mistakes of every member, before anything is started."""
+    folder, to = study.folders(runs, to)
     places = [("set", study.set), ("override", [text.partition("=")[0] for text in overrides])]
     places += [(f"stages.{name}.set", stage.set) for name, stage in study.stages.items()]
     problems = list(problems_of_settings(places))
@@ -71,19 +76,14 @@ def make(
         for arm, steps in study.arms.items():
             try:
                 chains[arm, seed] = _chain(study, steps, seed, overrides, folder)
-            except _StageError as error:
-                problems += error.problems
+            except UserError as error:
+                problems += problems_of(error)
     if not problems:
         plan = Plan(study, folder, to, chains)
         problems = [*_problems_of_members(plan), *_problems_of_budgets(plan)]
     if problems:
         raise failure(path, list(dict.fromkeys(problems)))
     return plan
-
-
-class _StageError(Exception):
-    def __init__(self, problems: list[str]):
-        self.problems = problems
 
 
 def seed_of(stage: str, seed: int) -> int:
@@ -93,13 +93,14 @@ def seed_of(stage: str, seed: int) -> int:
 
 
 def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str], folder: Path) -> list[Member]:
+    """The members of an arm and seed; raises UserError with the problems of the first stage that has any."""
     chain: list[Member] = []
     labels: list[str] = []
     for step in steps:
         stage, before = study.stages[step.stage], chain[-1] if chain else None
         fresh = stage.reinitialize if step.reinitialize is None else step.reinitialize
         rows = stage.rows if step.rows is None else step.rows
-        labels.append("-".join([step.stage, *(fresh if fresh != stage.reinitialize else []), *_words(step)]))
+        labels.append("-".join([step.stage, *(fresh if fresh != stage.reinitialize else []), *_differences(step)]))
         if step.reinitialize == [] and stage.reinitialize:
             labels[-1] += "-whole"
         name = f"{'.'.join(labels)}-{seed}"
@@ -110,13 +111,11 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str],
             own |= {f"init.rows.{key}": rule for key, rule in rows.model_dump().items() if rule != "carried"}
             own |= {"init.control": step.control} if step.control != "none" else {}
             own |= {"init.mix": {part: str(other.directory) for part, other in others.items()}} if others else {}
-        every = [*typed(study.set | stage.set), *overrides, *typed(own)]
+        every = [*as_overrides(study.set | stage.set), *overrides, *as_overrides(own)]
         try:
             config = config_files.load(stage.config, every).resolved()
-        except config_files.ConfigError as error:
-            raise _StageError([f"stage {step.stage}: {problem}" for problem in error.problems]) from None
         except UserError as error:
-            raise _StageError([f"stage {step.stage}: {error}"]) from None
+            raise config_files.ConfigError([f"stage {step.stage}: {each}" for each in problems_of(error)]) from None
         options = (*study.slurm.options, *stage.slurm)
         script, beside = study.slurm.script, tuple({one.name: one for one in others.values()}.values())
         chain.append(
@@ -125,7 +124,7 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str],
     return chain
 
 
-def _words(step: Step) -> list[str]:
+def _differences(step: Step) -> list[str]:
     """What tells a step's run directory from that of another arm whose weights begin in another way."""
     rows = step.rows.model_dump() if step.rows is not None else {}
     found = [f"{part}_{rule}" for part, rule in rows.items() if rule != "carried"]
@@ -148,9 +147,7 @@ def _problems_of_members(plan: Plan) -> Iterator[str]:
         alone = warm_start.mixed(member.config)
         sources += [(one, alone[part]) for one in member.beside for part in _parts_of(one, member)]
         for source, config in sources:
-            found = [text.strip() for text in warm_start.mismatches(source.config, config)]
-            found += filter(None, [warm_start.sleepers(source.config, source.instances, config)])
-            for problem in found:
+            for problem in misfits(source, config):
                 yield f"stage {member.stage} after {source.stage}: {problem}"
         yield from changes(member, growing=False)
 

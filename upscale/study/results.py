@@ -65,7 +65,10 @@ class Outcome:
 def outcome(
     rows: Sequence[EvaluationRecord], baseline: Sequence[EvaluationRecord], context: int, tokens_before: int
 ) -> Outcome:
-    """From the evaluations of the compared stage, instances rising; tokens are on the line between two of them."""
+    """What an arm reached beside the baseline, from their evaluations of the compared stage, instances rising.
+
+    Tokens are on the line between two evaluations.
+    """
     ends = value(baseline[-1], "bits_per_character")
     return Outcome(
         tokens_before=tokens_before,
@@ -142,7 +145,7 @@ class Spread:
     def mean(self) -> float:
         return statistics.mean(self.known) if self.known else math.nan
 
-    def words(self, form: str) -> str:
+    def text(self, form: str) -> str:
         """Mean and range, each in a format such as '.2f'; 'never' where no seed has a value."""
         if not self.known:
             return "never" if self.count else "–"

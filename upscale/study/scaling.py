@@ -13,7 +13,7 @@ from functools import cached_property
 from upscale import planning
 from upscale.config import Config
 from upscale.evaluation.record import EvaluationRecord
-from upscale.report.runs import Run, TaskKey, read_runs, value
+from upscale.report.runs import Run, TaskKey, value
 from upscale.study import laws
 from upscale.study.grid import GridPlan, flops_of
 from upscale.study.laws import Fit, Sample
@@ -41,7 +41,7 @@ class Width:
 
     @property
     def hours(self) -> float:
-        """Of all its ranks together, steps only; mean over seeds."""
+        """Hours of all its ranks together, steps only; mean over seeds."""
         taken = [run.seconds * max(run.world_sizes or [1]) for run in self.runs.values()]
         return sum(taken) / len(taken) / 3600
 
@@ -54,16 +54,10 @@ class Width:
                 by_instances.setdefault(round(value(row, "instances")), []).append(row)
         return {seen: by_instances[seen] for seen in sorted(by_instances) if len(by_instances[seen]) == len(scored)}
 
-    def sample(self, key: TaskKey, size: float, instances: int | None = None) -> Sample | None:
-        """Bits of every seed at so many instances (None: at the end), as a law takes them; None if not measured."""
+    def sample(self, key: TaskKey) -> Sample | None:
+        """Bits of every seed at the end, by parameters; None if not measured."""
         rows = self.rows(key)
-        found = rows.get(instances if instances is not None else max(rows, default=0))
-        if not found:
-            return None
-        bits = tuple(value(row, "bits_per_character") for row in found)
-        groups = tuple(tuple(row.group_bits_per_character or ()) for row in found)
-        errors = tuple(value(row, "standard_error") for row in found)
-        return Sample(size, bits, groups if all(groups) else (), errors)
+        return _sample(self.parameters, rows[max(rows)]) if rows else None
 
 
 @dataclass(frozen=True)
@@ -71,8 +65,11 @@ class Handover:
     """A width's last point on the frontier of compute: the most operations for which it is the best of all widths."""
 
     width: Width
-    flops: float
-    instances: int
+    sample: Sample
+
+    @property
+    def flops(self) -> float:
+        return self.sample.size
 
 
 @dataclass(frozen=True)
@@ -99,22 +96,24 @@ class Series:
         """The tasks that a training has a number for, in the order the first met them."""
         return list(dict.fromkeys(key for width in self.widths for run in width.runs.values() for key in run.scored))
 
+    def evaluations(self, key: TaskKey) -> list[EvaluationRecord]:
+        """The evaluations of one task that all seeds of their width have."""
+        return [row for width in self.widths for rows in width.rows(key).values() for row in rows]
+
     def level(self, key: TaskKey, field: str) -> float:
         """The Markov baseline or the optimum, of the evaluation with most slices; NaN where it is not known."""
-        rows = [row for width in self.widths for found in width.rows(key).values() for row in found]
-        known = [row for row in rows if not math.isnan(value(row, field))]
+        known = [row for row in self.evaluations(key) if not math.isnan(value(row, field))]
         return value(max(known, key=lambda row: value(row, "samples")), field) if known else math.nan
 
     def measured(self, key: TaskKey) -> list[tuple[Width, Sample]]:
         """The widths that have a number at their end, with it."""
-        found = [(width, width.sample(key, width.parameters)) for width in self.widths]
+        found = [(width, width.sample(key)) for width in self.widths]
         return [(width, sample) for width, sample in found if sample]
 
     def laws(self, key: TaskKey, equal_flops: bool) -> TaskLaws:
         samples = [sample for _, sample in self.measured(key)]
         frontier = self.frontier(key)
-        at = [handover.width.sample(key, handover.flops, handover.instances) for handover in frontier]
-        by_flops = _fit([sample for sample in at if sample])
+        by_flops = _fit([handover.sample for handover in frontier])
         if equal_flops:
             return TaskLaws(None, None, by_flops, frontier)
         return TaskLaws(_fit(samples), _fit(samples[:-1]), by_flops, frontier)
@@ -122,18 +121,26 @@ class Series:
     def frontier(self, key: TaskKey) -> tuple[Handover, ...]:
         """Each width's last point that is below what any width reached with fewer operations; the first evaluation,
         before training, does not count."""
-        points = []
-        for width in self.widths:
-            for seen, rows in width.rows(key).items():
-                bits = sum(value(row, "bits_per_character") for row in rows) / len(rows)
-                if seen:
-                    points.append((flops_of(width.config, seen), bits, width, seen))
+        points = [
+            Handover(width, _sample(flops_of(width.config, seen), rows))
+            for width in self.widths
+            for seen, rows in width.rows(key).items()
+            if seen
+        ]
         lowest, last = math.inf, {}
-        for flops, bits, width, seen in sorted(points, key=lambda point: point[:2]):
-            if bits < lowest:
-                lowest = bits
-                last[width.name] = Handover(width, flops, seen)
+        for point in sorted(points, key=lambda point: (point.flops, point.sample.mean)):
+            if point.sample.mean < lowest:
+                lowest = point.sample.mean
+                last[point.width.name] = point
         return tuple(sorted(last.values(), key=lambda handover: handover.flops))
+
+
+def _sample(size: float, rows: Sequence[EvaluationRecord]) -> Sample:
+    """The evaluations of every seed as a law takes them."""
+    bits = tuple(value(row, "bits_per_character") for row in rows)
+    groups = tuple(tuple(row.group_bits_per_character or ()) for row in rows)
+    errors = tuple(value(row, "standard_error") for row in rows)
+    return Sample(size, bits, groups if all(groups) else (), errors)
 
 
 def _fit(samples: Sequence[Sample]) -> Fit | None:
@@ -145,13 +152,9 @@ def collect(plan: GridPlan) -> list[Series]:
     found = []
     for label, points in plan.series("width").items():
         widths = []
-        for name in plan.study.axes["width"]:
-            (place,) = plan.places(**points, width=name)
-            members = {seed: plan.cells[place, seed] for seed in plan.study.seeds}
-            runs = {seed: read_runs([one.directory])[0] for seed, one in members.items() if one.finished()}
-            one = next(iter(members.values()))
-            if runs:
-                widths.append(Width(name, one.config, one.instances, runs))
+        for name, trained in plan.finished("width", points).items():
+            member = trained[0][0]
+            widths.append(Width(name, member.config, member.instances, {one.seed: run for one, run in trained}))
         if widths:
             found.append(Series(label, sorted(widths, key=lambda width: width.parameters)))
     return found

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy
 
 from upscale import planning
-from upscale.config import AUTO, Config
+from upscale.config import Config
 from upscale.machine.gpus import DEVICES
+from upscale.planning import memory
 from upscale.planning.communication import Cluster
 from upscale.planning.estimate import alternatives
 from upscale.report import canvas, multiples
+from upscale.report.figures import levels_of
 from upscale.report.runs import UNKNOWN, TaskKey, task_title, value
 from upscale.study import grid_finetuning, laws, optimum
 from upscale.study.grid import GridPlan, flops_of
 from upscale.study.grid_finetuning import Pair
 from upscale.study.laws import Fit
-from upscale.study.page import Page, Table, plain, signed, words
+from upscale.study.page import Page, Table, as_json, or_dash, with_interval
 from upscale.study.scaling import MARKOV, OPTIMAL, Series, TaskLaws, Width, collect
+from upscale.study.schema import Hardware
 
 BITS_NOTE = (
     "Bits per character at the end of the training, without fine-tuning; of several seeds the mean (lowest to highest)."
@@ -58,13 +63,13 @@ def page(plan: GridPlan) -> Page:
         prefix = f"{series.label.replace(', ', '-')}-" if series.label else ""
         for name, picture in _pictures(series, known).items():
             found.pictures[prefix + name] = picture
-        found.record["series"][series.label] = plain(_record(series, known))
+        found.record["series"][series.label] = as_json(_record(series, known))
         for name, wanted in plan.study.finetune.items():
             about = f"{series.label}: " if series.label else ""
             tuned = grid_finetuning.page(f"{about}fine-tuned on {name}", wanted, _pairs(plan, series, name))
             found.tables.extend(tuned.tables)
             found.pictures.update({f"{prefix}finetune-{name}": picture for picture in tuned.pictures.values()})
-            found.record["series"][series.label][f"finetune_{name}"] = plain(tuned.record)
+            found.record["series"][series.label][f"finetune_{name}"] = as_json(tuned.record)
     return found
 
 
@@ -86,8 +91,8 @@ def _tables(plan: GridPlan, series: Series, known: dict[TaskKey, TaskLaws]) -> l
         return [tables[0]]
     tables += [_of_equal_flops(series)] if plan.study.flops is not None else [_of_laws(series, known)]
     tables.append(_of_frontier(series, known))
-    if plan.next is not None:
-        tables.append(_of_next(plan, series, known))
+    if plan.next is not None and plan.study.next is not None:
+        tables.append(_of_next(plan.next, plan.study.next.hardware, series, known))
     return [Table(about + table.title, table.heads, table.rows, table.note) for table in tables]
 
 
@@ -107,9 +112,9 @@ def _of_bits(series: Series) -> Table:
     for key in series.tasks:
         cells = []
         for one in series.widths:
-            sample = one.sample(key, one.parameters)
-            cells.append(words(sample.mean, min(sample.bits), max(sample.bits), ".3f") if sample else UNKNOWN)
-        levels = [_number(series.level(key, field)) for field in (MARKOV, OPTIMAL)]
+            sample = one.sample(key)
+            cells.append(with_interval(sample.mean, min(sample.bits), max(sample.bits), ".3f") if sample else UNKNOWN)
+        levels = [or_dash(series.level(key, field)) for field in (MARKOV, OPTIMAL)]
         rows.append([task_title(key), *cells, *levels])
     return Table("bits per character", heads, rows, BITS_NOTE)
 
@@ -119,10 +124,10 @@ def _of_gaps(series: Series) -> Table:
     heads = ["task", *(f"below Markov, {name}" for name in names), *(f"above optimum, {name}" for name in names)]
     rows = []
     for key in series.tasks:
-        measured = [one.sample(key, one.parameters) for one in series.widths]
+        measured = [one.sample(key) for one in series.widths]
         ends = [sample.mean if sample else math.nan for sample in measured]
         markov, optimal = series.level(key, MARKOV), series.level(key, OPTIMAL)
-        below, above = [signed(markov - end) for end in ends], [signed(end - optimal) for end in ends]
+        below, above = [or_dash(markov - end, "+.3f") for end in ends], [or_dash(end - optimal, "+.3f") for end in ends]
         rows.append([task_title(key), *below, *above])
     return Table("the gap to the baseline and to the optimum", heads, rows, GAP_NOTE)
 
@@ -137,7 +142,9 @@ def _of_laws(series: Series, known: dict[TaskKey, TaskLaws]) -> Table:
             continue
         worst = max(abs(r) / e for r, e in zip(fit.residuals, fit.errors, strict=True))
         largest, sample = series.measured(key)[-1]
-        foretold = words(*held.foretold(largest.parameters), ".3f") if held and not held.undetermined else UNKNOWN
+        foretold = (
+            with_interval(*held.predicted(largest.parameters), ".3f") if held and not held.undetermined else UNKNOWN
+        )
         rows.append([task_title(key), *_law(fit), f"{worst:.1f}", foretold, f"{sample.mean:.3f}", _verdict(fit)])
     return Table("laws of the parameters", heads, rows, LAW_NOTE)
 
@@ -146,7 +153,7 @@ def _law(fit: Fit) -> list[str]:
     """E and the exponent, with their intervals, where they are determined."""
     if fit.undetermined:
         return [UNKNOWN, UNKNOWN]
-    return [words(getattr(fit.law, name), *fit.interval(name), ".3f") for name in ("irreducible", "exponent")]
+    return [with_interval(getattr(fit.law, name), *fit.interval(name), ".3f") for name in ("irreducible", "exponent")]
 
 
 def _verdict(fit: Fit) -> str:
@@ -176,36 +183,33 @@ def _of_equal_flops(series: Series) -> Table:
         seeds = min(len(sample.bits) for _, sample in measured)
         sizes = [math.log2(one.parameters) for one, _ in measured]
         best = optimum.optimum(sizes, numpy.array([sample.bits[:seeds] for _, sample in measured]).T)
-        told = words(2**best.place, *(2**end for end in best.interval), ",.0f") + ", at the edge" * best.at_an_edge
+        low, high = best.interval
+        told = with_interval(2**best.place, 2**low, 2**high, ",.0f") + ", at the edge" * best.at_an_edge
         rows.append([task_title(key), told, f"{min(sample.mean for _, sample in measured):.3f}"])
     return Table("the best width at equal operations", heads, rows, EQUAL_FLOPS_NOTE)
 
 
-def _of_next(plan: GridPlan, series: Series, known: dict[TaskKey, TaskLaws]) -> Table:
-    size = planning.parameters(plan.next.model)
-    flops = planning.run_flops(plan.next)
-    rows = [
-        ["parameters", f"{size:,}"],
-        ["operations", f"{flops:.2e}"],
-        ["hours", _hours(plan, series.widths[-1], flops)],
-    ]
+def _of_next(config: Config, hardware: Hardware | None, series: Series, known: dict[TaskKey, TaskLaws]) -> Table:
+    size = planning.parameters(config.model)
+    flops = planning.run_flops(config)
+    hours = _hours(config, hardware, series.widths[-1], flops)
+    rows = [["parameters", f"{size:,}"], ["operations", f"{flops:.2e}"], ["hours", hours]]
     for key, found in known.items():
         fit = found.by_parameters
-        surely = fit is not None and not fit.undetermined
-        rows.append([task_title(key), words(*fit.foretold(size), ".3f") if surely else "not determined"])
-    return Table(f"the next width, {plan.next.model.width}", ["what", "value"], rows, NEXT_NOTE)
+        told = "not determined" if fit is None or fit.undetermined else with_interval(*fit.predicted(size), ".3f")
+        rows.append([task_title(key), told])
+    return Table(f"the next width, {config.model.width}", ["what", "value"], rows, NEXT_NOTE)
 
 
-def _hours(plan: GridPlan, largest: Width, flops: float) -> str:
-    """By `upscale plan` where the study names the hardware, else by the speed of the largest width here."""
-    hardware = plan.study.next.hardware
+def _hours(config: Config, hardware: Hardware | None, largest: Width, flops: float) -> str:
+    """Hours by `upscale plan` where the study names the hardware, else by the speed of the largest width here."""
     if hardware is None:
         hours = largest.hours * flops / largest.flops
         return f"{hours:,.1f} rank hours, if as fast an operation as width {largest.config.model.width} here"
     cluster = Cluster(
         hardware.nodes, hardware.gpus_per_node, DEVICES[hardware.device], hardware.network_gigabits * 1e9 / 8
     )
-    best = alternatives(_in_bfloat16(plan.next), cluster, hardware.utilization)[0]
+    best = alternatives(memory.in_bfloat16(config), cluster, hardware.utilization)[0]
     if not best.fits:
         return f"does not fit {cluster.ranks} {hardware.device}, whatever the engine"
     return (
@@ -214,32 +218,22 @@ def _hours(plan: GridPlan, largest: Width, flops: float) -> str:
     )
 
 
-def _in_bfloat16(config: Config) -> Config:
-    """As `upscale plan` takes it: every GPU it knows has bfloat16 instructions."""
-    precision = "bf16" if config.engine.precision == AUTO else config.engine.precision
-    return config.model_copy(update={"engine": config.engine.model_copy(update={"precision": precision})})
-
-
-def _number(number: float) -> str:
-    return f"{number:.3f}" if math.isfinite(number) else UNKNOWN
-
-
 def _pictures(series: Series, known: dict[TaskKey, TaskLaws]) -> dict[str, dict[str, bytes]]:
     """Bits by rows seen (the paper's figure 2, for every width), by operations with the frontier, and by parameters."""
     if not known:
         return {}
     y = "bits per character"
-    rows = [multiples.Panel(task_title(key), _curves(series, key, None), _levels(series, key)) for key in known]
-    flops, sizes = [], []
+    rows, flops, sizes = [], [], []
     for key, found in known.items():
+        title, levels = task_title(key), levels_of(series.evaluations(key))
         lines = _curves(series, key, flops_of)
         if found.frontier:
-            at = [handover.width.sample(key, handover.flops, handover.instances) for handover in found.frontier]
-            means = [sample.mean for sample in at]
+            means = [one.sample.mean for one in found.frontier]
             look = canvas.OPTIMUM | {"linestyle": "-", "linewidth": 1.2}
-            lines.append(multiples.Line("frontier", [sample.size for sample in at], means, means, means, look))
-        flops.append(multiples.Panel(task_title(key), lines, _levels(series, key)))
-        sizes.append(multiples.Panel(task_title(key), _points(series, key, found.by_parameters), _levels(series, key)))
+            lines.append(multiples.Line("frontier", [one.flops for one in found.frontier], means, means, means, look))
+        rows.append(multiples.Panel(title, _curves(series, key, None), levels))
+        flops.append(multiples.Panel(title, lines, levels))
+        sizes.append(multiples.Panel(title, _points(series, key, found.by_parameters), levels))
     return {
         "rows": multiples.draw(rows, canvas.INSTANCES, y, log_x=False),
         "operations": multiples.draw(flops, "floating-point operations", y, log_x=True),
@@ -247,25 +241,16 @@ def _pictures(series: Series, known: dict[TaskKey, TaskLaws]) -> dict[str, dict[
     }
 
 
-def _levels(series: Series, key: TaskKey) -> list[tuple[str, float, canvas.Look]]:
-    levels = [
-        ("Markov baseline", series.level(key, MARKOV), canvas.MARKOV),
-        ("optimum", series.level(key, OPTIMAL), canvas.OPTIMUM),
-    ]
-    return [level for level in levels if math.isfinite(level[1])]
-
-
-def _curves(series: Series, key: TaskKey, flops) -> list[multiples.Line]:
+def _curves(series: Series, key: TaskKey, flops: Callable[[Config, int], float] | None) -> list[multiples.Line]:
     """A line a width over rows seen, or with `flops` over operations, after the first evaluation."""
     lines = []
     for place, one in enumerate(series.widths):
         rows = {seen: found for seen, found in one.rows(key).items() if seen or flops is None}
-        bits = [[value(row, "bits_per_character") for row in found] for found in rows.values()]
-        if bits:
+        if rows:
+            bits = numpy.array([[value(row, "bits_per_character") for row in found] for found in rows.values()])
             x = [flops(one.config, seen) if flops else seen for seen in rows]
-            means, low, high = ([pick(each) for each in bits] for pick in (numpy.mean, min, max))
             look = canvas.look_of(place, marker_size=2.5)
-            lines.append(multiples.Line(f"width {one.config.model.width}", x, means, low, high, look))
+            lines.append(multiples.Line.of_seeds(f"width {one.config.model.width}", x, bits.T, look))
     return lines
 
 
@@ -274,24 +259,26 @@ def _points(series: Series, key: TaskKey, fit: Fit | None) -> list[multiples.Lin
     measured = series.measured(key)
     sizes, means = [one.parameters for one, _ in measured], [sample.mean for _, sample in measured]
     errors = fit.errors if fit else [0.0] * len(means)
-    low = [mean - 2 * error for mean, error in zip(means, errors, strict=True)]
-    high = [mean + 2 * error for mean, error in zip(means, errors, strict=True)]
-    look = canvas.look_of(0, marker_size=4)
-    lines = [multiples.Line("measured, 2 s.e.", sizes, means, low, high, look, points=True)]
+    look, bars = canvas.look_of(0, marker_size=4), 2 * numpy.array(errors)
+    lines = [multiples.Line("measured, 2 s.e.", sizes, means, means - bars, means + bars, look, points=True)]
     if fit and not fit.undetermined:
         along = numpy.geomspace(min(sizes), 2 * max(sizes), 60)
         values = numpy.array([law.at(along) for law in fit.replicates])
-        ends = [numpy.percentile(values, end, axis=0) for end in laws.INTERVAL]
-        lines.append(multiples.Line("law, 95 %", along, fit.law.at(along), *ends, canvas.look_of(1)))
+        low, high = numpy.percentile(values, laws.INTERVAL, axis=0)
+        lines.append(multiples.Line("law, 95 %", along, fit.law.at(along), low, high, canvas.look_of(1)))
     return lines
 
 
 def _record(series: Series, known: dict[TaskKey, TaskLaws]) -> dict:
     widths = []
     for one in series.widths:
-        numbers = {"width": one.config.model.width, "parameters": one.parameters, "instances": one.instances}
+        numbers: dict[str, Any] = {
+            "width": one.config.model.width,
+            "parameters": one.parameters,
+            "instances": one.instances,
+        }
         numbers |= {"flops": one.flops, "rank_hours": one.hours, "seeds": list(one.runs)}
-        samples = {" ".join(key): one.sample(key, one.parameters) for key in series.tasks}
+        samples = {" ".join(key): one.sample(key) for key in series.tasks}
         bits = {name: list(sample.bits) for name, sample in samples.items() if sample}
         widths.append(numbers | {"bits_per_character": bits})
     tasks = {}

@@ -1,21 +1,17 @@
-"""The study file: a typed tree, every problem of it at once."""
+"""The keys of a study file, as typed sections; loading.py reads one."""
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pydantic
 from pydantic import BeforeValidator, Field, model_validator
 
 from upscale.config.finetuning import Part, RowsConfig
-from upscale.config.problems import counted, found_in, nearest
+from upscale.config.problems import counted
 from upscale.errors import UserError
-from upscale.files import read_yaml
 from upscale.machine.gpus import DEVICES
 from upscale.settings import AUTO, Count, CountOrZero, Positive, Section
-from upscale.study import budgets
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", description="letters, digits and '_'")]
 Key = Annotated[
@@ -34,6 +30,11 @@ def dotted(settings: Any) -> Any:
         found.update({f"{name}.{key}": each for key, each in value.items()} if whole else {name: value})
     return found
 
+
+if TYPE_CHECKING:
+    DeviceName = str
+else:
+    DeviceName = Literal[tuple(DEVICES)]
 
 Settings = Annotated[dict[Key, Any], BeforeValidator(dotted)]
 """`section.key: value`, as on the command line of `upscale train`, or sections as in a config."""
@@ -102,17 +103,29 @@ class Slurm(Section):
     """Options of `sbatch` for every training, such as --nodes=1 and --time=04:00:00."""
 
 
-class Study(Section):
+class AnyStudy(Section):
+    """What studies of both forms have."""
+
     name: Name
     """Name of the study, of its results' files and of its folder of runs."""
     runs: str = AUTO
     """Folder of the run directories, one a member; auto: runs/NAME."""
     to: str = AUTO
-    """Folder for NAME.md, NAME.json and NAME.png; auto: the folder of the runs."""
+    """Folder for NAME.md, NAME.json and the pictures; auto: the folder of the runs."""
     seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
-    """The whole study runs once for each; arms are compared seed by seed."""
+    """The whole study runs once for each. Arms are compared seed by seed; in a grid a seed gives the same rows at every
+    width whose lanes and batches are equal."""
     set: Settings = {}
-    """What replaces the values of every stage's config."""
+    """What replaces the values of every training's config."""
+    slurm: Slurm = Slurm()
+
+    def folders(self, runs: Path | None, to: Path | None) -> tuple[Path, Path]:
+        """Where the run directories and the results are; a folder that is given goes before that of the file."""
+        runs = runs or Path(self.runs if self.runs != AUTO else f"runs/{self.name}")
+        return runs, to or (Path(self.to) if self.to != AUTO else runs)
+
+
+class Study(AnyStudy):
     stages: Annotated[dict[Name, Stage], Field(min_length=1)]
     """Trainings, by name."""
     arms: Annotated[dict[Name, Annotated[list[Step], Field(min_length=1)]], Field(min_length=2)]
@@ -126,7 +139,6 @@ class Study(Section):
     many tokens, to within 1 %; any: unchecked."""
     substitute: Substitute | None = None
     """How much less of a stage does an arm need? Arms with this stage are trained at smaller budgets of it too."""
-    slurm: Slurm = Slurm()
 
 
 class Point(Section):
@@ -160,7 +172,7 @@ class Before(Section):
 class Hardware(Section):
     """What the next width would be trained on, as `upscale plan` takes it."""
 
-    device: Literal[tuple(DEVICES)] = "h200"
+    device: DeviceName = "h200"
     nodes: Count = 1
     gpus_per_node: Count = 8
     network_gigabits: Positive = 400.0
@@ -195,11 +207,9 @@ class Finetuning(Section):
     """Options of `sbatch` for its jobs, after those of the training before it."""
 
 
-class Grid(Section):
+class Grid(AnyStudy):
     """A study of trainings at every combination of its axes' points."""
 
-    name: Name
-    """Name of the study, of its results' files and of its folder of runs."""
     report: Literal["scaling", "transfer", "stability", "minutes"]
     """scaling: how bits fall with the width, by laws; transfer: where the best learning rate is at each width;
     stability: up to which rate training is stable at each width; minutes: bits after equally many minutes."""
@@ -208,103 +218,22 @@ class Grid(Section):
     has an axis `recipe`. What other axes vary, such as the source, has results of its own."""
     config: str | None = None
     """Config file of the trainings whose points name none."""
-    set: Settings = {}
-    """What replaces the values of every config."""
     before: Before | None = None
     """What the trainings begin with; null: random weights."""
-    seeds: Annotated[list[CountOrZero], Field(min_length=1)] = [0]
-    """`run.seed` of the trainings; it gives the same rows at every width whose lanes and batches are equal."""
     flops: Positive | None = None
     """Equal operations: each training gets the rows that take so many in all, instead of schedule.instances; null:
     equal instances."""
-    runs: str = AUTO
-    """Folder of the run directories; auto: runs/NAME."""
-    to: str = AUTO
-    """Folder for NAME.md, NAME.json and the pictures; auto: the folder of the runs."""
     next: Next | None = None
     """scaling only: the width to foretell."""
     finetune: dict[Name, Finetuning] = {}
     """scaling only: texts, by name, on which every training goes on, so that fine-tuned bits by width are known too."""
-    slurm: Slurm = Slurm()
 
 
+UNEQUAL = 0.01
+"""By which share budgets may differ that count as equal."""
 AXES = {"scaling": ("width",), "transfer": ("width", "rate"), "stability": ("width", "rate"), "minutes": ("recipe",)}
 """The axes that a report needs."""
 
 
-def load(path: Path) -> Study | Grid:
-    """Read a study file, a Grid where it has axes; UserError names every unknown key, wrong type and unknown name."""
-    forms = f"a study is a mapping with the keys {', '.join(Study.model_fields)}, or {', '.join(Grid.model_fields)}"
-    tree = read_yaml(path, "study", forms)
-    kind = Grid if "axes" in tree else Study
-    try:
-        study = kind.model_validate(tree)
-    except pydantic.ValidationError as error:
-        raise failure(path, [f"{key}: {text}" for key, text in found_in(kind, tree, error).items()]) from None
-    if problems := list(_unknown_names(study) if isinstance(study, Study) else _problems_of_grid(study)):
-        raise failure(path, problems)
-    return budgets.expanded(study) if isinstance(study, Study) else study
-
-
 def failure(path: Path, problems: list[str]) -> UserError:
     return UserError(counted(problems, f"the study {path}"))
-
-
-def _unknown_names(study: Study) -> typing.Iterator[str]:
-    """Stages and arms that are named but not there, twice in a chain, or in vain."""
-    stages, arms = study.stages, study.arms
-    for arm, steps in arms.items():
-        names = [step.stage for step in steps]
-        for place, step in enumerate(steps):
-            if step.stage not in stages:
-                yield f"arms.{arm}[{place}]: no stage {step.stage}; {nearest(step.stage, stages)}"
-            if names.index(step.stage) != place:
-                yield f"arms.{arm}[{place}]: stage {step.stage} twice in one arm; give the second a name of its own"
-            for key in ("reinitialize", "rows", "control", "mix") if place == 0 else ():
-                if getattr(step, key) not in (None, "none", [], {}):
-                    yield f"arms.{arm}[0].{key}: the first stage begins with random weights anyway; leave it out"
-            for part, stage in step.mix.items():
-                if stage not in stages:
-                    yield f"arms.{arm}[{place}].mix.{part}: no stage {stage}; {nearest(stage, stages)}"
-        for other, others in arms.items():
-            if other != arm and others == steps and list(arms).index(other) < list(arms).index(arm):
-                yield f"arms.{arm}: is the same chain as arms.{other}"
-    used = {name for steps in arms.values() for step in steps for name in (step.stage, *step.mix.values())}
-    for stage, settings in stages.items():
-        if stage not in used:
-            yield f"stages.{stage}: no arm uses it"
-        if settings.like is not None and settings.like not in stages:
-            yield f"stages.{stage}.like: no stage {settings.like}; {nearest(settings.like, stages)}"
-    yield from budgets.problems(study)
-    if study.baseline not in arms:
-        yield f"baseline: no arm {study.baseline}; {nearest(study.baseline, arms)}"
-    for place, metric in enumerate(study.compare):
-        having = [arm for arm, steps in arms.items() if metric.stage in [step.stage for step in steps]]
-        if metric.stage not in stages:
-            yield f"compare[{place}].stage: no stage {metric.stage}; {nearest(metric.stage, stages)}"
-        elif study.baseline in arms and (study.baseline not in having or len(having) < 2):
-            yield f"compare[{place}].stage: {metric.stage} must be in the baseline {study.baseline} and another arm"
-    if len(set(study.seeds)) < len(study.seeds):
-        yield f"seeds: {study.seeds} names a seed twice"
-
-
-def _problems_of_grid(grid: Grid) -> typing.Iterator[str]:
-    """Axes that the report needs and are not there, points that two axes call the same, and what is said in vain."""
-    for axis in AXES[grid.report]:
-        if axis not in grid.axes:
-            yield f"axes: report: {grid.report} needs an axis {axis}; there are {', '.join(grid.axes)}"
-        elif len(grid.axes[axis]) < 2:
-            yield f"axes.{axis}: one point is nothing to compare; give two or more"
-    owners: dict[str, str] = {}
-    for axis, points in grid.axes.items():
-        for name in points:
-            if owners.setdefault(name, axis) != axis:
-                yield f"axes.{axis}.{name}: axes.{owners[name]} has a point of this name; call one of them differently"
-    if grid.report != "scaling" and grid.next:
-        yield f"next: a {grid.report} study foretells no width; leave it out"
-    if grid.report != "scaling" and grid.finetune:
-        yield f"finetune: a {grid.report} study compares trainings at their own rates; leave it out"
-    if grid.next and grid.next.config is None and grid.config is None:
-        yield "next.config: none here and none of the whole grid; give one of them"
-    if len(set(grid.seeds)) < len(grid.seeds):
-        yield f"seeds: {grid.seeds} names a seed twice"

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import numpy
 
-from upscale.report.runs import Run, read_runs
-from upscale.study.grid import GridPlan
+from upscale.report.runs import Run
+from upscale.study.grid import GridPlan, by_rate
 
 SMOOTHED = 5
 """Logged steps whose mean loss is looked at: one batch is not a rise."""
 RISE = 0.3
 """Bits above the lowest so far from which on a loss has risen."""
-LAST = 10
-"""The final loss is the mean over the last 1 / LAST of the logged steps."""
 SIGNALS = {
     "attention_logit_maximum": "largest attention logit",
     "activation_rms": "largest activation (root mean square)",
@@ -42,7 +40,8 @@ class Trial:
         return math.isfinite(self.final) and self.rise <= RISE and self.final <= self.first
 
     @property
-    def told(self) -> str:
+    def reason(self) -> str:
+        """Why it is not stable."""
         if not math.isfinite(self.final):
             return "not finite"
         return f"rises by {self.rise:.2f}" if self.rise > RISE else "ends above its start"
@@ -55,12 +54,9 @@ def trial(run: Run) -> Trial:
     width = min(SMOOTHED, len(losses))
     smooth = numpy.convolve(losses, numpy.ones(width) / width, mode="valid")
     lowest = numpy.minimum.accumulate([losses[0], *smooth])[:-1]
-    rise = max(0.0, float((smooth - lowest).max())) if numpy.isfinite(losses).all() else math.inf
-    final = (
-        math.nan
-        if skipped or not numpy.isfinite(losses).all()
-        else float(losses[-max(1, len(losses) // LAST) :].mean())
-    )
+    finite = numpy.isfinite(losses).all()
+    rise = max(0.0, float((smooth - lowest).max())) if finite else math.inf
+    final = run.final_loss if finite and not skipped else math.nan
     signals = {name: _largest(run.column(name)) for name in SIGNALS}
     return Trial(float(losses[0]), final, rise, signals)
 
@@ -109,11 +105,9 @@ class Edge:
     @property
     def sensitivity(self) -> float:
         """The mean over all trainings of the final loss, at most that at the start, above the lowest; Wortsman 2023."""
-        ends = [min(one.first, one.final) if math.isfinite(one.final) else one.first for one in self._all()]
+        every = [one for seeds in self.trials.values() for one in seeds]
+        ends = [min(one.first, one.final) if math.isfinite(one.final) else one.first for one in every]
         return sum(ends) / len(ends) - self.best[1]
-
-    def _all(self) -> list[Trial]:
-        return [one for seeds in self.trials.values() for one in seeds]
 
     def signal(self, name: str, rate: float) -> float:
         """The largest over seeds; NaN where it is not known."""
@@ -123,22 +117,13 @@ class Edge:
 def edges(plan: GridPlan, points: dict[str, str]) -> list[Edge]:
     """One for each width of a series that has a finished training, smallest width first."""
     found = []
-    for name in plan.study.axes["width"]:
-        trials: dict[float, list[Trial]] = {}
-        width = 0
-        for place in plan.places(**points, width=name):
-            for seed in plan.study.seeds:
-                member = plan.cells[place, seed]
-                width = member.config.model.width
-                if member.finished():
-                    rate = math.log2(member.config.optimizer.learning_rate)
-                    trials.setdefault(rate, []).append(trial(read_runs([member.directory])[0]))
-        if trials:
-            found.append(Edge(name, width, dict(sorted(trials.items()))))
+    for name, trained in plan.finished("width", points).items():
+        trials = {rate: [trial(run) for run in runs.values()] for rate, runs in by_rate(trained).items()}
+        found.append(Edge(name, trained[0][0].config.model.width, dict(sorted(trials.items()))))
     return sorted(found, key=lambda edge: edge.width)
 
 
-def told(edge: Edge) -> str:
+def edge_text(edge: Edge) -> str:
     """Where the edge is, in words."""
     if not edge.stable:
         return f"below {next(iter(edge.trials)):g}"
@@ -147,5 +132,6 @@ def told(edge: Edge) -> str:
     return f"{edge.stable[-1]:g} to {edge.unstable:g}"
 
 
-def what_happens(seeds: Sequence[Trial]) -> str:
-    return ", ".join(dict.fromkeys(one.told for one in seeds if not one.stable))
+def reasons(seeds: Sequence[Trial]) -> str:
+    """Why trainings are not stable, each reason once."""
+    return ", ".join(dict.fromkeys(one.reason for one in seeds if not one.stable))

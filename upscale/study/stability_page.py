@@ -10,7 +10,7 @@ from upscale.report import canvas, edge_map, multiples
 from upscale.report.runs import UNKNOWN
 from upscale.study import stability
 from upscale.study.grid import GridPlan
-from upscale.study.page import Page, Table, plain
+from upscale.study.page import Page, Table, as_json, or_dash
 from upscale.study.stability import SIGNALS, Edge
 
 EDGE_NOTE = (
@@ -28,7 +28,8 @@ WIDTH_NOTE = (
 
 def page(plan: GridPlan) -> Page:
     """Tables, pictures and the record of what has finished."""
-    known = {label: found for label, points in _series(plan) if (found := stability.edges(plan, points))}
+    series = {label: stability.edges(plan, points) for label, points in plan.series("width", "rate").items()}
+    known = {label: found for label, found in series.items() if found}
     tables = [_compared(known)] if len(known) > 1 else []
     tables += [
         Table(label or "the edge", *_table(found), EDGE_NOTE + " " + WIDTH_NOTE) for label, found in known.items()
@@ -47,16 +48,12 @@ def page(plan: GridPlan) -> Page:
     )
 
 
-def _series(plan: GridPlan) -> list[tuple[str, dict[str, str]]]:
-    return list(plan.series("width", "rate").items())
-
-
 def _compared(known: dict[str, list[Edge]]) -> Table:
     """A row a remedy, a column a width."""
     widths = sorted({edge.width for found in known.values() for edge in found})
     rows = []
     for label, found in known.items():
-        cells = {edge.width: f"{stability.told(edge)} ({_number(edge.best[1])})" for edge in found}
+        cells = {edge.width: f"{stability.edge_text(edge)} ({or_dash(edge.best[1])})" for edge in found}
         rows.append([label, *(cells.get(width, UNKNOWN) for width in widths)])
     return Table("the edge, by width", ["", *(f"width {width}" for width in widths)], rows, EDGE_NOTE)
 
@@ -65,34 +62,14 @@ def _table(found: Sequence[Edge]) -> tuple[list[str], list[list[str]]]:
     heads = ["width", "seeds", "edge", "beyond it", "lowest loss", "at", "sensitivity", *SIGNALS.values()]
     rows = []
     for edge in found:
-        rate, loss = edge.best
+        best_rate, loss = edge.best
         seeds = max(len(seeds) for seeds in edge.trials.values())
-        beyond = stability.what_happens(edge.trials[edge.unstable]) if not math.isnan(edge.unstable) else ""
+        beyond = stability.reasons(edge.trials[edge.unstable]) if not math.isnan(edge.unstable) else ""
         last = edge.stable[-1] if edge.stable else math.nan
-        signals = [f"{_signal(edge, name, last)}, {_signal(edge, name, edge.unstable)}" for name in SIGNALS]
-        place = f"{rate:g}" if math.isfinite(rate) else UNKNOWN
-        rows.append(
-            [
-                str(edge.width),
-                str(seeds),
-                stability.told(edge),
-                beyond,
-                _number(loss),
-                place,
-                _number(edge.sensitivity),
-                *signals,
-            ]
-        )
+        signals = [[or_dash(edge.signal(name, rate), ".3g") for rate in (last, edge.unstable)] for name in SIGNALS]
+        best = [or_dash(loss), or_dash(best_rate, "g"), or_dash(edge.sensitivity)]
+        rows.append([str(edge.width), str(seeds), stability.edge_text(edge), beyond, *best, *map(", ".join, signals)])
     return heads, rows
-
-
-def _signal(edge: Edge, name: str, rate: float) -> str:
-    value = edge.signal(name, rate)
-    return f"{value:.3g}" if math.isfinite(value) else UNKNOWN
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else UNKNOWN
 
 
 def _map(title: str, found: Sequence[Edge]) -> edge_map.Map:
@@ -122,4 +99,4 @@ def _record(edge: Edge) -> dict:
         f"{rate:g}": [asdict(one) | {"stable": one.stable} for one in seeds] for rate, seeds in edge.trials.items()
     }
     own = {"last_stable": edge.stable[-1] if edge.stable else None, "first_unstable": edge.unstable}
-    return plain({"name": edge.name, "width": edge.width, **own, "sensitivity": edge.sensitivity, "trials": trials})
+    return as_json({"name": edge.name, "width": edge.width, **own, "sensitivity": edge.sensitivity, "trials": trials})

@@ -9,14 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy
 
 from upscale.report import canvas, multiples
-from upscale.report.runs import read_runs
 from upscale.study import optimum
-from upscale.study.grid import GridPlan
+from upscale.study.grid import GridPlan, by_rate
 from upscale.study.optimum import Optimum
-from upscale.study.page import Page, Table, plain, signed, words
+from upscale.study.page import Page, Table, as_json, or_dash, with_interval
 
-LAST = 10
-"""The final loss is the mean over the last 1 / LAST of the logged steps."""
 NOTE = (
     "log2 of the base learning rate at which the training loss ends lowest: the vertex of the parabola through "
     "the lowest rate and its two neighbours, of the mean over seeds, with the 95 % interval over seeds drawn "
@@ -65,31 +62,15 @@ def curves(plan: GridPlan, points: dict[str, str]) -> list[Curve]:
     most of them.
     """
     found = []
-    for name in plan.study.axes["width"]:
-        losses: dict[float, dict[int, float]] = {}
-        width = 0
-        for place in plan.places(**points, width=name):
-            for seed in plan.study.seeds:
-                member = plan.cells[place, seed]
-                width = member.config.model.width
-                if member.finished():
-                    rate = math.log2(member.config.optimizer.learning_rate)
-                    losses.setdefault(rate, {})[seed] = final_loss(member.directory)
-        if not losses:
-            continue
-        seeds = max(losses.values(), key=len).keys()
-        rates = sorted(rate for rate, known in losses.items() if known.keys() == seeds)
-        values = numpy.array([[losses[rate][seed] for rate in rates] for seed in sorted(seeds)])
-        if numpy.isfinite(values.mean(axis=0)).any():
-            found.append(Curve(name, width, tuple(rates), values, optimum.optimum(rates, values)))
+    for name, trained in plan.finished("width", points).items():
+        runs = by_rate(trained)
+        seeds = max(runs.values(), key=len).keys()
+        rates = sorted(rate for rate, known in runs.items() if known.keys() == seeds)
+        losses = numpy.array([[runs[rate][seed].final_loss for rate in rates] for seed in sorted(seeds)])
+        if numpy.isfinite(losses.mean(axis=0)).any():
+            width = trained[0][0].config.model.width
+            found.append(Curve(name, width, tuple(rates), losses, optimum.optimum(rates, losses)))
     return sorted(found, key=lambda curve: curve.width)
-
-
-def final_loss(directory) -> float:
-    """Bits per byte over the last tenth of a run's logged steps; NaN where one of them is not finite."""
-    (run,) = read_runs([directory])
-    losses = run.column("loss_bits_per_byte")
-    return float(losses[-max(1, len(losses) // LAST) :].mean())
 
 
 def shift(curve: Curve, first: Curve) -> tuple[float, float, float]:
@@ -114,16 +95,17 @@ def _table(lines: Sequence[Curve]) -> tuple[list[str], list[list[str]]]:
     for curve in lines:
         moved = shift(curve, lines[0])
         edges = [one.name for one in (lines[0], curve) if one.best.at_an_edge]
-        told = f"not determined: {edges[0]} is at the edge" if edges else words(*moved, "+.2f")
+        told = f"not determined: {edges[0]} is at the edge" if edges else with_interval(*moved, "+.2f")
         rows.append(
             [
                 str(curve.width),
                 str(len(curve.losses)),
                 f"{curve.rates[0]:g} to {curve.rates[-1]:g}",
-                words(curve.best.place, *curve.best.interval, ".2f") + (", at the edge" * curve.best.at_an_edge),
+                with_interval(curve.best.place, *curve.best.interval, ".2f")
+                + (", at the edge" * curve.best.at_an_edge),
                 "" if curve is lines[0] else told,
                 f"{numpy.nanmin(curve.means):.3f}",
-                "" if curve is lines[0] else signed(paid(curve, lines[0])),
+                "" if curve is lines[0] else or_dash(paid(curve, lines[0]), "+.3f"),
             ]
         )
     return heads, rows
@@ -134,13 +116,11 @@ def _panel(plan: GridPlan, label: str, lines: Sequence[Curve]) -> multiples.Pane
     drawn = []
     for curve in lines:
         look = canvas.look_of(names.index(curve.name), marker_size=4)
-        low, high = curve.losses.min(axis=0), curve.losses.max(axis=0)
-        drawn.append(multiples.Line(f"width {curve.width}", curve.rates, curve.means, low, high, look))
+        drawn.append(multiples.Line.of_seeds(f"width {curve.width}", curve.rates, curve.losses, look))
     return multiples.Panel(label or plan.study.name, drawn)
 
 
 def _record(curve: Curve) -> dict:
     low, high = curve.best.interval
     best = {"log2_rate": curve.best.place, "low": low, "high": high, "at_an_edge": curve.best.at_an_edge}
-    whole = asdict(curve) | {"losses": curve.losses.tolist(), "best": best}
-    return plain(whole)
+    return as_json(asdict(curve) | {"losses": curve.losses.tolist(), "best": best})

@@ -10,13 +10,14 @@ import os
 import posixpath
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from upscale.corpora.archives import forms
-from upscale.corpora.archives.unpacking import (
+from upscale.corpora.archives import formats
+from upscale.corpora.archives.decompression import (
     BUFFER_BYTES,
     UNREADABLE,
     Allowance,
@@ -25,9 +26,12 @@ from upscale.corpora.archives.unpacking import (
     Progress,
     cannot_read,
     damaged,
-    unpacked,
+    decompressed,
 )
 from upscale.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LEFT_OUT = (b".git", b"__MACOSX")
 """Version control's own files, and what macOS writes beside the files themselves into its zips."""
@@ -44,15 +48,24 @@ Wanted = Callable[[bytes], bool]
 
 @dataclass(frozen=True)
 class Entry:
-    """A regular file of an input; `link` names the earlier one it is a hard link to, instead of a stream."""
+    """A regular file of an input."""
 
     name: bytes
     """Path in the folder or archive, with / and without a leading ./"""
-    stream: io.BufferedReader | None
-    link: bytes | None = None
+    stream: io.BufferedReader[Guarded]
 
 
-def entries(path: Path, progress: Progress, wanted: Wanted = lambda name: True) -> Iterator[Entry]:
+@dataclass(frozen=True)
+class HardLink:
+    """A second name of an earlier file of a tar."""
+
+    name: bytes
+    target: bytes
+
+
+def entries(
+    path: Path, progress: Progress, wanted: Wanted = lambda name: True
+) -> Generator[Entry | HardLink, None, None]:
     """The regular files of a folder or an archive, or a single text; each stream is to be read before the next entry.
 
     Symbolic links, LEFT_OUT and `._*` are left out. Files whose names differ in case only are two. Raises UserError
@@ -77,19 +90,19 @@ def entries(path: Path, progress: Progress, wanted: Wanted = lambda name: True) 
             yield Entry(os.fsencode(path.name), _checked_text(path, stream))
 
 
-def single_text(path: Path, progress: Progress) -> Iterator[io.BufferedReader]:
+def single_text(path: Path, progress: Progress) -> Iterator[io.BufferedReader[Guarded]]:
     """An iterator of the one text in an input; raises UserError when it holds no file or several."""
-    found = None
+    names: list[bytes] = []
     with closing(entries(path, progress)) as files:
         for entry in files:
-            if found is not None or entry.stream is None:
+            names += [entry.target, entry.name] if isinstance(entry, HardLink) else [entry.name]
+            if isinstance(entry, HardLink) or len(names) > 1:
                 raise UserError(
-                    f"{path} holds several files, among them {os.fsdecode(found or entry.link)} and "
+                    f"{path} holds several files, among them {os.fsdecode(names[0])} and "
                     f"{os.fsdecode(entry.name)}: pass the one that is the text"
                 )
-            found = entry.name
             yield _checked_text(path, entry.stream)
-    if found is None:
+    if not names:
         raise UserError(f"{path} holds no file")
 
 
@@ -102,36 +115,36 @@ def is_archive(path: Path) -> bool:
         return kind != "text"
 
 
-def _open(path: Path, progress: Progress) -> io.BufferedReader:
+def _open(path: Path, progress: Progress) -> io.BufferedReader[Guarded]:
     try:
-        return unpacked(path, progress)
+        return decompressed(path, progress)
     except OSError as error:
         raise cannot_read(path, error) from None
 
 
-def only_packed_file(path: Path) -> str | None:
+def only_compressed_file(path: Path) -> str | None:
     """The name of an archive's one file, if that is packed or an archive itself."""
-    names, packed = [], False
+    names, compressed = [], False
     with closing(entries(path, lambda _: None)) as files:
         for entry in files:
             names.append(os.fsdecode(entry.name))
-            if len(names) > 1 or entry.stream is None:
+            if len(names) > 1 or isinstance(entry, HardLink):
                 return None
             head = entry.stream.peek(BUFFER_BYTES)
-            packed = bool(forms.packing(head) or forms.archive(head))
-    return names[0] if packed else None
+            compressed = bool(formats.compression(head) or formats.archive(head))
+    return names[0] if compressed else None
 
 
-def _kind(stream: io.BufferedReader) -> str:
-    found = forms.archive(stream.peek(BUFFER_BYTES))
-    return "text" if found is None or (found == "zip" and stream.raw.packing) else found
+def _kind(stream: io.BufferedReader[Guarded]) -> str:
+    found = formats.archive(stream.peek(BUFFER_BYTES))
+    return "text" if found is None or (found == "zip" and stream.raw.compression) else found
 
 
-def _checked_text(path: Path, stream: io.BufferedReader) -> io.BufferedReader:
+def _checked_text(path: Path, stream: io.BufferedReader[Guarded]) -> io.BufferedReader[Guarded]:
     head = stream.peek(BUFFER_BYTES)
     if not head:
         raise UserError(f"{path} is empty")
-    if problem := forms.refusal(head):
+    if problem := formats.refusal(head):
         raise UserError(f"{path} {problem}")
     return stream
 
@@ -155,13 +168,13 @@ def _walk(root: bytes, inside: bytes, progress: Progress, wanted: Wanted) -> Ite
         raise cannot_read(os.fsdecode(error.filename or folder), error) from None
 
 
-class _UntilItsEnd:
+class _UntilItsEnd(io.BufferedIOBase):
     """Reads a stream for tarfile, which would go on reading nothing for as long as the size in a header says."""
 
-    def __init__(self, stream: io.BufferedReader) -> None:
+    def __init__(self, stream: io.BufferedIOBase) -> None:
         self.stream, self.empty_reads = stream, 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         content = self.stream.read(size)
         self.empty_reads = 0 if content else self.empty_reads + 1
         if self.empty_reads > 2:
@@ -173,11 +186,11 @@ class _Header(tarfile.TarInfo):
     """A tar's header; where tarfile would take a damaged or missing one for the end, and end in silence, it raises."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
-            if buf == forms.TAR_END:
+            if buf == formats.TAR_END:
                 raise
             raise tarfile.ReadError(f"{error} where a tar's header or end mark should be") from None
         if header.size < 0 or (header.size > LONG_HEADER_BYTES and not _is_member(header)):
@@ -185,17 +198,20 @@ class _Header(tarfile.TarInfo):
         return header
 
 
+class _Tar(tarfile.TarFile):
+    tarinfo = _Header
+    members: list[tarfile.TarInfo]  # the headers so far
+
+
 def _is_member(header: tarfile.TarInfo) -> bool:
     return header.type not in (*tarfile.GNU_TYPES, *PAX_TYPES) or header.type == tarfile.GNUTYPE_SPARSE
 
 
-def _tar_entries(path: Path, stream: io.BufferedReader, wanted: Wanted) -> Iterator[Entry]:
+def _tar_entries(path: Path, stream: io.BufferedIOBase, wanted: Wanted) -> Iterator[Entry | HardLink]:
     allowance = Allowance(path)  # sparse files give more than the tar holds
     try:
         # tarfile's own buffer stays small: it copies the rest of it at every header. Ours is below it.
-        with tarfile.open(
-            fileobj=_UntilItsEnd(stream), mode="r|", encoding="utf-8", errors="surrogateescape", tarinfo=_Header
-        ) as tar:
+        with _Tar.open(fileobj=_UntilItsEnd(stream), mode="r|", encoding="utf-8", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # else every header is kept, 100 MB of them for a kernel
                 name = _safe(path, member.name)
@@ -207,7 +223,7 @@ def _tar_entries(path: Path, stream: io.BufferedReader, wanted: Wanted) -> Itera
                 if member.issym() or member.islnk():
                     link = _safe_link(path, name, member.linkname, member.issym())
                     if member.islnk() and wanted(name):
-                        yield Entry(name, None, link)
+                        yield HardLink(name, link)
                 elif member.isreg() and wanted(name):
                     content = Guarded(tar.extractfile(member), str(path), "tar", allowance)
                     yield Entry(name, io.BufferedReader(content))
@@ -216,8 +232,8 @@ def _tar_entries(path: Path, stream: io.BufferedReader, wanted: Wanted) -> Itera
         raise damaged(path, error) from None
 
 
-def _check_nothing_follows(path: Path, stream: io.BufferedReader) -> None:
-    """Read to the end: only then has a packing checked its sums. Tars are padded with zeros."""
+def _check_nothing_follows(path: Path, stream: io.BufferedIOBase) -> None:
+    """Read to the end: only then has a decompressor checked its sums. Tars are padded with zeros."""
     while block := stream.read(BUFFER_BYTES):
         if block.count(0) < len(block):
             raise UserError(
@@ -252,7 +268,7 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
         return member.filename
 
 
-def _opened(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo):
+def _opened(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
     advice = "Unpack it yourself and pass the folder or the text."
     if member.flag_bits & 1:
         raise UserError(f"{path} is encrypted: {member.filename!r} needs a password. {advice}")

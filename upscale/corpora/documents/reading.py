@@ -10,23 +10,25 @@ from __future__ import annotations
 import fnmatch
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from upscale.corpora.archives import forms
-from upscale.corpora.archives.inputs import Entry, entries, is_archive
-from upscale.corpora.archives.unpacking import BUFFER_BYTES, Progress
+from upscale.corpora.archives import formats
+from upscale.corpora.archives.decompression import BUFFER_BYTES, Progress
+from upscale.corpora.archives.inputs import Entry, HardLink, entries, is_archive
 from upscale.corpora.documents import tables
 from upscale.corpora.shards import index
+from upscale.corpora.work.spooling import chunks_of
 from upscale.errors import UserError
 
-CHUNK_BYTES = 1 << 20
 PACKED = (".gz", ".bz2", ".xz", ".lzma", ".zst")
 LINES, ARCHIVES, TABLES = (".jsonl", ".ndjson"), (".tar", ".tgz", ".zip"), (".parquet", ".arrow")
-ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", ".gitattributes")
-ABOUT += ("dataset_info.json", "dataset_dict.json", "state.json")
+ABOUT = (
+    *("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", ".gitattributes"),
+    *("dataset_info.json", "dataset_dict.json", "state.json"),
+)
 """Files that stand beside the tables and shards of a data set and tell of them."""
 
 
@@ -105,24 +107,24 @@ class Reader:
     def _of_pattern(self) -> str:
         return f" whose name is like {self.only}" if self.only else ""
 
-    def _of_table(self, file: Path, kind: str, progress: Progress) -> Iterator[Document]:
+    def _of_table(self, file: Path, kind: str, progress: Progress) -> Generator[Document, None, None]:
         for number, text in tables.texts(file, kind, self.field, progress):
             yield Document(f"{file}, row {number}", [text])
 
-    def _of_file(self, file: Path, progress: Progress) -> Iterator[Document]:
+    def _of_file(self, file: Path, progress: Progress) -> Generator[Document, None, None]:
         in_archive = is_archive(file)
         wanted: Callable[[bytes], bool] = self.wants if in_archive else lambda name: True
         with closing(entries(file, progress, wanted)) as found:
             for entry in found:
-                if entry.stream is not None:  # a hard link is a second name of a document
+                if not isinstance(entry, HardLink):  # which is a second name of a document
                     where = f"{file}, {os.fsdecode(entry.name)}" if in_archive else str(file)
                     yield from self._of_entry(entry, where, in_archive)
 
     def _of_entry(self, entry: Entry, where: str, in_archive: bool) -> Iterator[Document]:
         name, head = os.fsdecode(entry.name), entry.stream.peek(BUFFER_BYTES)
-        if problem := forms.refusal(head):
+        if problem := formats.refusal(head):
             raise UserError(f"{where} {problem}")
-        if is_lines(name):
+        if _unpacked(name).endswith(LINES):
             for number, line in tables.lines(entry.stream, where):
                 if line.strip():
                     place = f"{where}, line {number}"
@@ -131,14 +133,9 @@ class Reader:
             yield Document(where, [tables.json_field(entry.stream.read(), self.field, where)])
         elif self.cut == "whole":
             if head:
-                yield Document(where, iter(lambda: entry.stream.read(CHUNK_BYTES), b""))
+                yield Document(where, chunks_of(entry.stream))
         else:
             yield from _cut(entry.stream, self.cut, where)
-
-
-def is_lines(name: str) -> bool:
-    """Whether a name says that the file is JSON lines, packed or not."""
-    return _unpacked(name).endswith(LINES)
 
 
 def is_container(name: str) -> bool:
@@ -150,7 +147,7 @@ def _unpacked(name: str) -> str:
     return next((name.removesuffix(suffix) for suffix in PACKED if name.endswith(suffix)), name)
 
 
-def _cut(stream: io.BufferedReader, cut: str, where: str) -> Iterator[Document]:
+def _cut(stream: io.BufferedIOBase, cut: str, where: str) -> Iterator[Document]:
     """A text's lines, or what stands between its blank lines, without the ends of line around them."""
     kept: list[bytes] = []
     first = 1

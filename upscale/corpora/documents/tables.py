@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from upscale.corpora.archives.unpacking import cannot_read, damaged
+from upscale.corpora.archives.decompression import cannot_read, damaged
 from upscale.errors import UserError
 from upscale.files import parse_json
 
@@ -32,7 +32,7 @@ def kind_of(path: Path) -> str | None:
     return "arrow" if head == ARROW_FILE or is_stream else None
 
 
-def lines(stream: io.BufferedReader, where: str) -> Iterator[tuple[int, bytes]]:
+def lines(stream: io.BufferedIOBase, where: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a stream with their numbers from 1, each with its end; raises UserError for an endless one."""
     number = 0
     while line := stream.readline(LINE_BYTES + 1):

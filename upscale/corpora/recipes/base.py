@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from upscale.corpora.archives.decompression import Progress
 from upscale.corpora.archives.inputs import single_text
-from upscale.corpora.archives.unpacking import Progress
-from upscale.corpora.work.spooling import CHUNK_BYTES, Spool, spool_chunks
+from upscale.corpora.work.spooling import Spool, chunks_of, spool_chunks
 from upscale.settings import Count, Section
 
 
@@ -25,7 +25,7 @@ class Known:
     algorithm: str
     digest: str
     of_text: bool
-    """The digest is of the text, so that it holds for every packing; else of the file as it is downloaded."""
+    """The digest is of the text, so that it holds for every compression; else of the file as it is downloaded."""
 
 
 class Recipe(Section):
@@ -52,6 +52,9 @@ class Recipe(Section):
     of_one_file: ClassVar[bool] = True
     """The text is one file; else it is made of the files of a folder or an archive."""
 
+    if TYPE_CHECKING:
+        kind: str
+
     take: Count | None = Field(default=None, alias="bytes")
     """Bytes of text to take; None: all."""
 
@@ -60,11 +63,7 @@ class Recipe(Section):
 
         Raises UserError when the input is not what it should be.
         """
-        chunks = (
-            chunk
-            for stream in single_text(path, progress)
-            for chunk in iter(lambda stream=stream: stream.read(CHUNK_BYTES), b"")
-        )
+        chunks = (chunk for stream in single_text(path, progress) for chunk in chunks_of(stream))
         return spool_chunks(chunks, file, self.take), None
 
     def options(self) -> dict[str, Any]:

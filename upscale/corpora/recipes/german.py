@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from upscale.corpora.archives.decompression import Progress
 from upscale.corpora.archives.inputs import single_text
-from upscale.corpora.archives.unpacking import Progress
 from upscale.corpora.recipes.base import Recipe
 from upscale.corpora.work.spooling import Spool, spool_chunks
 from upscale.errors import UserError

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from upscale.corpora.archives.inputs import entries, is_archive, only_packed_file
-from upscale.corpora.archives.unpacking import Progress
+from upscale.corpora.archives.decompression import Progress
+from upscale.corpora.archives.inputs import entries, is_archive, only_compressed_file
 from upscale.corpora.recipes.base import Known, Recipe
 from upscale.corpora.work.spooling import Spool, spool_files
 from upscale.errors import UserError
@@ -54,7 +54,7 @@ class Linux(Recipe):
             processes=processes,
         )
         if len(spool) == 0:
-            if not path.is_dir() and (inner := only_packed_file(path)):
+            if not path.is_dir() and (inner := only_compressed_file(path)):
                 raise UserError(f"{path} holds one file, {inner}, which is packed itself: unpack it and pass that one")
             kind = "C source (*.c, *.h; --files all takes every file)" if self.files == "c" else "file with a text"
             raise UserError(f"{path} has no {kind}; allowed: {self.accepts}")

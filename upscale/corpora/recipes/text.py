@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from upscale.corpora.archives.unpacking import Progress
+from upscale.corpora.archives.decompression import Progress
 from upscale.corpora.documents.reading import Reader
 from upscale.corpora.documents.spooling import spool_documents
 from upscale.corpora.documents.tokens import Tokenizer, tokenized

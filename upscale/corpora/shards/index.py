@@ -8,7 +8,6 @@ is: nothing is unpacked. The index is written last, so a folder without one was 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,9 +17,9 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from upscale.errors import UserError
-from upscale.files import is_plain_name, parse_json, write_atomically
+from upscale.files import checked_json, file_digest, is_plain_name, parse_checked_json, write_atomically, wrong_form
 
-FORMAT = "upscale-corpus-1"
+FORMAT, HASH = "upscale-corpus-1", "sha256"
 INDEX = "index.json"
 WORK = {"prepare": ".prepare", "generate": ".generate"}
 """Folder inside a corpus in which each command that writes one works; it is gone when the corpus is complete."""
@@ -70,18 +69,12 @@ class Index:
 
     def write(self, folder: Path) -> None:
         """Raises OSError and then leaves no index."""
-        content = {"format": FORMAT, **asdict(self)}
+        content = asdict(self)
         for name in ("token_bytes", "vocabulary", "row_tokens"):  # a text of bytes has the index that it always had
             if content[name] == getattr(Index, name):
                 del content[name]
         content["bytes"] = {split: self.split_bytes(split) for split in self.splits}
-        text = json.dumps({**content, "checksum": _checksum(content)}, indent=1) + "\n"
-        write_atomically(folder / INDEX, text.encode())
-
-
-def _checksum(content: dict) -> str:
-    plain = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        write_atomically(folder / INDEX, checked_json(FORMAT, content, HASH, indent=1) + b"\n")
 
 
 def read(folder: Path) -> Index:
@@ -91,7 +84,9 @@ def read(folder: Path) -> Index:
     """
     file = folder / INDEX
     try:
-        content = parse_json(file.read_bytes())
+        content = parse_checked_json(file.read_bytes(), FORMAT, HASH)
+        fields = {name: content[name] for name in Index.__dataclass_fields__ if name in content}
+        found = TypeAdapter(Index).validate_json(json.dumps(fields), strict=True)
     except (FileNotFoundError, NotADirectoryError):
         unfinished = next((verb for verb, work in WORK.items() if (folder / work).is_dir()), None)
         state = f"its `upscale {unfinished}` has not finished" if unfinished else f"it has no {INDEX}"
@@ -99,18 +94,12 @@ def read(folder: Path) -> Index:
         raise UserError(
             f"{folder} is not a prepared corpus: {state}. Make one with `upscale prepare` or `upscale generate`."
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{file} cannot be read: {error}. Prepare the corpus again.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{file} is not of the format {FORMAT}. Prepare the corpus again.")
-    if content.get("checksum") != _checksum(content):
-        raise UserError(f"{file} is damaged: its checksum does not match. Prepare the corpus again.")
-    fields = {name: content[name] for name in Index.__dataclass_fields__ if name in content}
-    try:
-        found = TypeAdapter(Index).validate_json(json.dumps(fields), strict=True)
-    except ValidationError as error:
-        wrong = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-        raise UserError(f"{file} is not of its form: {wrong}. Prepare the corpus again.") from None
+    except ValidationError as error:  # a ValueError too
+        raise UserError(f"{file} {wrong_form(error)}. Prepare the corpus again.") from None
+    except ValueError as error:
+        raise UserError(f"{file} {error}. Prepare the corpus again.") from None
     if problem := _contradiction(found):
         raise UserError(f"{file} contradicts itself: {problem}. Prepare the corpus again.")
     return found
@@ -160,18 +149,10 @@ def _problem(path: Path, shard: Shard, hashes: bool) -> str | None:
         size = path.stat().st_size
         if size != shard.bytes:
             return f"{path} has {size} bytes instead of {shard.bytes}"
-        if hashes and file_sha256(path) != shard.sha256:
+        if hashes and file_digest(path, HASH) != shard.sha256:
             return f"{path} was altered: its SHA-256 does not match"
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -99,35 +99,35 @@ class Split:
         try:
             content = os.pread(self._files[shard], count, place)
         except OSError as error:
-            raise self._lost(shard, f"can no longer be read: {error.strerror}") from None
+            raise self._shard_error(shard, f"can no longer be read: {error.strerror}") from None
         if len(content) < count:
-            raise self._lost(shard, f"was cut while in use: it ends before byte {place + count:,}")
+            raise self._shard_error(shard, f"was cut while in use: it ends before byte {place + count:,}")
         return content
 
     @cached_property
     def _files(self) -> list[int]:
         """Descriptors of the shards, which are closed with this object."""
         shards, opened = range(len(self.description.splits[self.name])), []
-        _make_room_for(len(shards))
+        _raise_limit_of_files(len(shards))
         for shard in shards:
             try:
                 opened.append(io.FileIO(self._path(shard)))
             except OSError as error:
-                raise self._lost(shard, f"cannot be opened: {error.strerror}") from None
+                raise self._shard_error(shard, f"cannot be opened: {error.strerror}") from None
         self._open = opened
         return [file.fileno() for file in opened]
 
     def _path(self, shard: int) -> Path:
         return self.folder / self.description.splits[self.name][shard].file
 
-    def _lost(self, shard: int, what: str) -> RunError:
+    def _shard_error(self, shard: int, what: str) -> RunError:
         return RunError(
             f"{self._path(shard)} {what}. Copy or prepare the corpus again; the same command then goes on from the "
             "newest checkpoint."
         )
 
 
-def _make_room_for(files: int) -> None:
+def _raise_limit_of_files(files: int) -> None:
     """Raise this process's limit of open files, as far as it may, where so many more would come near it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = len(os.listdir("/dev/fd")) + files + OTHER_FILES
@@ -148,7 +148,8 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: str | Path, *, splits: Sequence[str] = index.SPLITS, hashes: bool = True) -> Corpus:
-        """Raises UserError naming every shard of `splits` that is missing, has another size or (`hashes`) was altered.
+        """The corpus in a folder; raises UserError naming every shard of `splits` that is missing, has another size or
+        (`hashes`) was altered.
 
         Every rank checks for itself, so that copies on the nodes' own disks are all checked.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,32 +67,6 @@ def _tar(part: Part, spool: Text, piece_bytes: int, shard_pieces: int) -> Iterat
     yield bytes(2 * BLOCK)
 
 
-def write_shards(
-    spool: Spool,
-    sizes: dict[str, int],
-    folder: Path,
-    *,
-    processes: int = 1,
-    progress: Callable[[int], None] = lambda text_bytes: None,
-    piece_bytes: int = PIECE_BYTES,
-    shard_pieces: int = SHARD_PIECES,
-) -> dict[str, list[Shard]]:
-    """The shards of consecutive splits of these sizes; `progress` is told the bytes of text in each shard written.
-
-    Raises OSError (disk full, no permission).
-    """
-    shards: dict[str, list[Shard]] = {split: [] for split in sizes}
-
-    def done(result: tuple[Part, Shard]) -> None:
-        part, shard = result
-        shards[part.split].append(shard)
-        progress(part.text_bytes)
-
-    write = partial(write_shard, spool=spool, folder=folder, piece_bytes=piece_bytes, shard_pieces=shard_pieces)
-    parallel.run(write, plan(sizes, piece_bytes * shard_pieces), processes, done)
-    return shards
-
-
 def write_corpus(
     spool: Spool,
     sizes: dict[str, int],
@@ -99,14 +74,21 @@ def write_corpus(
     *,
     about: dict,
     processes: int = 1,
-    progress=lambda _: None,
+    progress: Callable[[int], object] = lambda text_bytes: None,
     piece_bytes: int = PIECE_BYTES,
     shard_pieces: int = SHARD_PIECES,
 ) -> index.Index:
-    """Shards, then the index that makes them a corpus. `about` has the Index's corpus, options, licence, provenance."""
-    shards = write_shards(
-        spool, sizes, folder, processes=processes, progress=progress, piece_bytes=piece_bytes, shard_pieces=shard_pieces
-    )
-    written = index.Index(piece_bytes=piece_bytes, shard_pieces=shard_pieces, splits=shards, **about)
-    written.write(folder)
-    return written
+    """The index of consecutive splits of these sizes, after writing their shards and it, which makes them a corpus.
+
+    `about` has the Index's corpus, options, licence and provenance; `progress` is told the bytes of text in each shard
+    written. Raises OSError (disk full, no permission).
+    """
+    shards: dict[str, list[Shard]] = {split: [] for split in sizes}
+    write = partial(write_shard, spool=spool, folder=folder, piece_bytes=piece_bytes, shard_pieces=shard_pieces)
+    with closing(parallel.ordered_map(write, plan(sizes, piece_bytes * shard_pieces), processes)) as written:
+        for part, shard in written:
+            shards[part.split].append(shard)
+            progress(part.text_bytes)
+    found = index.Index(piece_bytes=piece_bytes, shard_pieces=shard_pieces, splits=shards, **about)
+    found.write(folder)
+    return found

@@ -5,18 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from typing import TypeVar
 
 from upscale.errors import RunError
 from upscale.machine import cores
+from upscale.machine.parent import end_with_parent
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MOST_PROCESSES = 8
 PREFETCHED_ITEMS = 2
@@ -28,7 +28,9 @@ def usable_processes() -> int:
     return min(cores.of_this_rank(), MOST_PROCESSES)
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], processes: int
+) -> Generator[Result, None, None]:
     """`map(function, items)` on so many processes; one is this one. `function` must be importable.
 
     Raises what the function raises, and RunError when a process was killed. Items are taken only as results are read.
@@ -36,8 +38,9 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], proce
     if processes == 1:
         yield from map(function, items)
         return
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-    waiting: deque = deque()
+    spawn = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(processes, spawn, initializer=_begin_worker, initargs=(os.getpid(),))
+    waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
             waiting.append(executor.submit(function, item))
@@ -53,19 +56,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], proce
         executor.shutdown(cancel_futures=True)
 
 
-def run(function: Callable[[Item], Result], items: Iterable[Item], processes: int, done: Callable[[Result], None]):
-    """Calls `done` with each result of `ordered_map`, in order."""
-    with closing(ordered_map(function, items, processes)) as results:
-        for result in results:
-            done(result)
-
-
-def _begin_worker() -> None:
+def _begin_worker(parent: int) -> None:
     """Ctrl-C is the parent's to handle; a parent that was killed takes its workers with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent(parent, signal.SIGKILL)

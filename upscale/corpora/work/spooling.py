@@ -6,21 +6,25 @@ the text is read from it out of order. Peak memory is one batch of chunks a proc
 
 from __future__ import annotations
 
+import io
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from upscale.corpora.archives.inputs import Entry
+from upscale.corpora.archives.inputs import Entry, HardLink
 from upscale.corpora.work import parallel
 from upscale.errors import UserError
 
 BATCH_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
+
+Batch = list[tuple[bytes, bool, bytes]]
+"""Chunks of files: (name, is it the file's first chunk, content)."""
 
 
 @dataclass
@@ -64,6 +68,11 @@ def collapse(content: bytes) -> bytes:
     return b" " * content[:1].isspace() + b" ".join(words) + b" " * content[-1:].isspace()
 
 
+def chunks_of(stream: io.BufferedIOBase) -> Iterator[bytes]:
+    """What is left of a stream, in pieces of CHUNK_BYTES."""
+    return iter(lambda: stream.read(CHUNK_BYTES), b"")
+
+
 def spool_chunks(chunks: Iterable[bytes], file: Path, take: int | None) -> Spool:
     """A text in its own order, its first `take` bytes."""
     size = 0
@@ -76,7 +85,13 @@ def spool_chunks(chunks: Iterable[bytes], file: Path, take: int | None) -> Spool
 
 
 def spool_files(
-    entries: Iterator[Entry], file: Path, *, collapsed: bool, take: int | None, in_order: bool, processes: int
+    entries: Generator[Entry | HardLink, None, None],
+    file: Path,
+    *,
+    collapsed: bool,
+    take: int | None,
+    in_order: bool,
+    processes: int,
 ) -> tuple[Spool, int]:
     """The first `take` bytes of files joined in sorted order, and how many files they are of.
 
@@ -87,19 +102,19 @@ def spool_files(
     chunks: dict[bytes, list[tuple[int, int, bool, bool]]] = {}
     links: dict[bytes, bytes] = {}
     count = 0
-    with open(file, "wb") as out, closing(entries):
-        changed = parallel.ordered_map(_Batch(collapse if collapsed else _same), _batches(entries, links), processes)
-        with closing(changed):
-            for batch in changed:
-                for name, first, content in batch:
-                    of_file = chunks.setdefault(name, [])
-                    if first:
-                        of_file.clear()
-                    of_file.append((out.tell(), len(content), content[:1] == b" ", content[-1:] == b" "))
-                    out.write(content)
-                count += len(batch)
-                if in_order and take is not None and out.tell() - count >= take:  # a space may go from each chunk
-                    break
+    change: Callable[[Batch], Batch] = _collapsed if collapsed else list
+    changed = parallel.ordered_map(change, _batches(entries, links), processes)
+    with open(file, "wb") as out, closing(entries), closing(changed):
+        for batch in changed:
+            for name, first, content in batch:
+                of_file = chunks.setdefault(name, [])
+                if first:
+                    of_file.clear()
+                of_file.append((out.tell(), len(content), content[:1] == b" ", content[-1:] == b" "))
+                out.write(content)
+            count += len(batch)
+            if in_order and take is not None and out.tell() - count >= take:  # a space may go from each chunk
+                break
     for name, target in links.items():
         if target not in chunks:
             raise UserError(
@@ -129,26 +144,17 @@ def _in_sorted_order(
     return Spool(file, offsets, lengths), files
 
 
-class _Batch:
-    """Applies a change to every chunk of a batch; a class, so that other processes can be sent it."""
-
-    def __init__(self, change: Callable[[bytes], bytes]) -> None:
-        self.change = change
-
-    def __call__(self, batch: list[tuple[bytes, bool, bytes]]) -> list[tuple[bytes, bool, bytes]]:
-        return [(name, first, self.change(content)) for name, first, content in batch]
+def _collapsed(batch: Batch) -> Batch:
+    return [(name, first, collapse(content)) for name, first, content in batch]
 
 
-def _same(content: bytes) -> bytes:
-    return content
-
-
-def _batches(entries: Iterator[Entry], links: dict[bytes, bytes]) -> Iterator[list[tuple[bytes, bool, bytes]]]:
-    """Lists of (name, is it the file's first chunk, content); hard links are put into `links`."""
-    batch, size = [], 0
+def _batches(entries: Iterable[Entry | HardLink], links: dict[bytes, bytes]) -> Iterator[Batch]:
+    """Batches of the files' chunks, at least one a file; hard links are put into `links`."""
+    batch: Batch = []
+    size = 0
     for entry in entries:
-        if entry.stream is None:
-            links[entry.name] = entry.link
+        if isinstance(entry, HardLink):
+            links[entry.name] = entry.target
             continue
         links.pop(entry.name, None)
         first = True

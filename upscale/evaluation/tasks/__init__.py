@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 
 from upscale.evaluation.tasks.base import CHARACTERS, HELD_OUT_SPLITS, Task
+from upscale.evaluation.tasks.generated import GeneratedTask
+from upscale.evaluation.tasks.text import TextTask
 from upscale.settings import instances
 
 PAPER_ORDER = (
@@ -19,9 +21,9 @@ PAPER_ORDER = (
 _FOUND: dict[str, Task] = instances(sys.modules[__name__], Task)
 _ORDERED = {name: _FOUND[name] for name in (*PAPER_ORDER, *_FOUND)}
 
-GENERATED: dict[str, Task] = {name: task for name, task in _ORDERED.items() if task.kind == "task"}
+GENERATED = {name: task for name, task in _ORDERED.items() if isinstance(task, GeneratedTask)}
 """The synthetic tasks by name."""
-TEXTS: dict[str, Task] = {name: task for name, task in _ORDERED.items() if task.kind == "text"}
+TEXTS = {name: task for name, task in _ORDERED.items() if isinstance(task, TextTask)}
 """The real texts by name."""
 TASKS: dict[str, Task] = {**GENERATED, **TEXTS}
 """Every task by the name that `evaluation.tasks` gives it, in the order in which "all" measures them."""

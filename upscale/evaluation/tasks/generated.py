@@ -10,8 +10,6 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -35,7 +33,6 @@ class GeneratedTask(Task):
     delimited: bool
     string: Callable[[np.random.Generator], bytes]
     """Draws one string, without delimiter."""
-    kind: ClassVar[Literal["task"]] = "task"
 
     def generate(self, characters: int = CHARACTERS, *, seed: int = 0) -> bytes:
         """At least `characters` bytes that end with a whole string; the same for the same seed and task."""
@@ -47,16 +44,10 @@ class GeneratedTask(Task):
             length += len(parts[-1])
         return b"".join(parts)
 
-    def load(
-        self,
-        *,
-        data_dir: str | Path | None = None,
-        split: str = "validation",
-        characters: int = CHARACTERS,
-        seed: int = 0,
-    ) -> Dataset:
+    def load(self, characters: int = CHARACTERS, *, seed: int = 0) -> Dataset:
+        """What `generate` gives, to measure a model on."""
         data = np.frombuffer(self.generate(characters, seed=seed), np.uint8)
-        return Dataset(self.name, self.kind, data, "generated", self.optimal_bits_per_character)
+        return Dataset(self.name, "task", data, "generated", self.optimal_bits_per_character)
 
 
 def binary_entropy(probability: float) -> float:

@@ -12,14 +12,13 @@ import lzma
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import numpy as np
 
 from upscale.corpora.shards import index
 from upscale.corpora.shards.reading import Corpus
 from upscale.evaluation.dataset import Dataset, EvaluationError
-from upscale.evaluation.tasks.base import CHARACTERS, Task
+from upscale.evaluation.tasks.base import Task
 
 SUFFIXES = ("", ".txt", ".test")
 
@@ -29,16 +28,8 @@ class TextTask(Task):
     """A real text; `sha256` is that of the shipped excerpt, uncompressed, None where none ships."""
 
     sha256: str | None = None
-    kind: ClassVar[Literal["text"]] = "text"
 
-    def load(
-        self,
-        *,
-        data_dir: str | Path | None = None,
-        split: str = "validation",
-        characters: int = CHARACTERS,
-        seed: int = 0,
-    ) -> Dataset:
+    def load(self, data_dir: str | Path | None = None, *, split: str = "validation") -> Dataset:
         """The text from `data_dir`, else the shipped excerpt.
 
         `data_dir` may hold a file NAME, NAME.txt or NAME.test, used whole, or a prepared corpus in a folder NAME, or it
@@ -53,14 +44,14 @@ class TextTask(Task):
                 data, used = Corpus.open(found, splits=[split]).splits[split].text(), split
             else:
                 data, used = _read(found), "data_dir"
-            return Dataset(self.name, self.kind, data, used)
+            return Dataset(self.name, "text", data, used)
         if self.sha256 is not None:
-            return Dataset(self.name, self.kind, _excerpt(self.name, self.sha256), "excerpt")
+            return Dataset(self.name, "text", _excerpt(self.name, self.sha256), "excerpt")
         names = " or ".join(self.name + suffix for suffix in SUFFIXES)
         reason = (
             f"no excerpt of {self.name} ({self.definition}) is shipped: put a file {names} into evaluation.data_dir"
         )
-        return Dataset(self.name, self.kind, np.empty(0, np.uint8), None, skipped=reason)
+        return Dataset(self.name, "text", np.empty(0, np.uint8), None, skipped=reason)
 
 
 def _find(name: str, directory: Path) -> Path | None:

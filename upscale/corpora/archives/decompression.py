@@ -16,9 +16,8 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
-from upscale.corpora.archives import forms
+from upscale.corpora.archives import formats
 from upscale.errors import UserError
 
 if sys.version_info >= (3, 14):
@@ -28,7 +27,7 @@ else:
 
 BUFFER_BYTES = 1 << 20
 PREFETCHED_BLOCKS = 8
-ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 31}
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
 """Windows up to 2 GiB, which `zstd --long=31` writes, instead of 128 MiB."""
 LZMA_MEMORY_BYTES = 3 << 30
 """What `xz` may ask for; its largest dictionary is 1.5 GiB."""
@@ -70,8 +69,8 @@ class Allowance:
 class Guarded(io.RawIOBase):
     """A stream whose damage is the user's to repair: what goes wrong in reading is a UserError that names the file."""
 
-    def __init__(self, inner, path: str, packing: str | None, allowance: Allowance | None = None) -> None:
-        self.inner, self.path, self.packing, self.allowance = inner, path, packing, allowance
+    def __init__(self, inner, path: str, compression: str | None, allowance: Allowance | None = None) -> None:
+        self.inner, self.path, self.compression, self.allowance = inner, path, compression, allowance
 
     def readable(self) -> bool:
         return True
@@ -98,7 +97,7 @@ def damaged(path: str | Path, error: BaseException) -> UserError:
 class Counted(io.RawIOBase):
     """A file that tells how far it was read."""
 
-    def __init__(self, file: BinaryIO, progress: Progress) -> None:
+    def __init__(self, file: io.FileIO, progress: Progress) -> None:
         self.file, self.progress = file, progress
 
     def readable(self) -> bool:
@@ -114,18 +113,18 @@ class Counted(io.RawIOBase):
         super().close()
 
 
-def unpacked(path: Path, progress: Progress) -> io.BufferedReader:
-    """A file's content behind gzip, bzip2, xz, lzma, zstd or nothing; its `raw.packing` says which."""
+def decompressed(path: Path, progress: Progress) -> io.BufferedReader[Guarded]:
+    """A file's content behind gzip, bzip2, xz, lzma, zstd or nothing; its `raw.compression` says which."""
     counted = Counted(io.FileIO(path), progress)
     raw = io.BufferedReader(counted, BUFFER_BYTES)
-    packing = forms.packing(raw.peek(BUFFER_BYTES))
-    if packing is None:
+    compression = formats.compression(raw.peek(BUFFER_BYTES))
+    if compression is None:
         return io.BufferedReader(Guarded(raw, str(path), None), BUFFER_BYTES)
-    inner = gzip.GzipFile(fileobj=raw) if packing == "gzip" else _Streams(raw, BEGINNINGS[packing])
-    return io.BufferedReader(Guarded(_Prefetched(inner), str(path), packing, Allowance(path)), BUFFER_BYTES)
+    inner = gzip.GzipFile(fileobj=raw) if compression == "gzip" else _Streams(raw, DECOMPRESSORS[compression])
+    return io.BufferedReader(Guarded(_Prefetched(inner), str(path), compression, Allowance(path)), BUFFER_BYTES)
 
 
-BEGINNINGS = {
+DECOMPRESSORS = {
     "bzip2": bz2.BZ2Decompressor,
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, LZMA_MEMORY_BYTES),
     "lzma": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, LZMA_MEMORY_BYTES),
@@ -140,7 +139,7 @@ class _Streams:
     follows a damaged place would be missing without a word.
     """
 
-    def __init__(self, file: io.BufferedReader, begin: Callable) -> None:
+    def __init__(self, file: io.BufferedIOBase, begin: Callable) -> None:
         self.file, self.begin, self.stream = file, begin, begin()
 
     def read(self, size: int) -> bytes:

@@ -8,7 +8,7 @@ import tarfile
 HEAD_BYTES = 1 << 20
 """So many first bytes decide, or all of a smaller file."""
 
-PACKINGS = {
+COMPRESSIONS = {
     "gzip": re.compile(rb"\x1f\x8b"),
     "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)"),
     "xz": re.compile(rb"\xfd7zXZ\x00"),
@@ -49,11 +49,11 @@ REFUSED: tuple[tuple[re.Pattern, str, str], ...] = tuple(
 HTML = re.compile(rb"[\xef\xbb\xbf \t\r\n]*(<!doctype html|<html)", re.IGNORECASE)
 
 
-def packing(head: bytes) -> str | None:
+def compression(head: bytes) -> str | None:
     """gzip, bzip2, xz, lzma or zstd; None for anything else."""
     if head.startswith(tuple(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))):
         head = _after_skippable_frames(head) or b"\x28\xb5\x2f\xfd"
-    return next((name for name, form in PACKINGS.items() if form.match(head)), None)
+    return next((name for name, form in COMPRESSIONS.items() if form.match(head)), None)
 
 
 def _after_skippable_frames(head: bytes) -> bytes:
@@ -87,7 +87,7 @@ def refusal(head: bytes) -> str | None:
             return f"is {name}, which is not read here: {advice}."
     if order := _utf16_order(head[:4096]):
         return f"is UTF-16 text, which is not read here: turn it into UTF-8 with `iconv -f UTF-16{order} -t UTF-8`."
-    if inner := packing(head) or archive(head):
+    if inner := compression(head) or archive(head):
         return f"is packed twice: inside is {inner} again. Unpack the outer one and pass what it holds."
     return None
 
