@@ -116,6 +116,45 @@ def test_a_rank_whose_supervisor_is_gone_before_it_looks_is_told_too():
         assert subprocess.run(words, env=variables, capture_output=True, text=True).stdout.strip() == expected
 
 
+# A supervisor and its only rank, which prints each request to stop; it is stopped, and once more when it goes on.
+STOPPED_RANK = """
+import os, signal, subprocess, sys
+from upscale.launch import signals
+
+if signals.SUPERVISOR not in os.environ:
+    seen_to = {**os.environ, signals.SUPERVISOR: str(os.getpid())}
+    subprocess.run([sys.executable, "-c", sys.argv[1]], env=seen_to, start_new_session=True)
+signals.catch_stop_signals(lambda number, _frame: print(number, flush=True))
+signals.stop_with_supervisor()
+print(os.getpid(), flush=True)
+for _ in range(2):
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def wait_until_stopped(number: int) -> None:
+    deadline = pace.Deadline(60)
+    while Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert not deadline.passed()
+        time.sleep(0.01)
+
+
+def test_a_stopped_rank_whose_supervisor_is_killed_goes_on_to_end():
+    """SIGSTOP holds back any other request. A rank that a user lets go on, by SIGCONT, is not asked to stop."""
+    words = [sys.executable, "-c", STOPPED_RANK, STOPPED_RANK]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    rank = int(process.stdout.readline())
+    try:
+        wait_until_stopped(rank)
+        os.kill(rank, signal.SIGCONT)
+        wait_until_stopped(rank)
+        process.kill()
+        assert process.communicate(timeout=60)[0].split() == [str(int(signal.SIGTERM))]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
+
+
 def test_a_rank_that_is_killed_when_a_stop_is_asked_for_is_told_as_a_shell_would(monkeypatch, tmp_path, capsys):
     """Not 75, for it has not saved, and not 247, which is -9 cut to a byte."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

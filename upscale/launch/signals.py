@@ -1,4 +1,4 @@
-"""Signals that come while a command is still importing, which takes seconds."""
+"""Requests to stop: signals, also those that come while a command is still importing, which takes seconds."""
 
 import os
 import signal
@@ -35,6 +35,37 @@ def catch_stop_signals(handler: Callable) -> None:
 
 
 def stop_with_supervisor() -> None:
-    """Where another process sees to this one, take its end, also by SIGKILL, as a request to stop."""
+    """Where another process sees to this one, take its end, also by SIGKILL, as a request to stop.
+
+    The kernel tells of that end by SIGCONT: of all signals that can be caught, only this one reaches a process that
+    SIGSTOP holds.
+    """
     if number := os.environ.get(SUPERVISOR):
-        end_with_parent(int(number), signal.SIGTERM)
+        signal.signal(signal.SIGCONT, lambda *_: _stop_without(int(number)))
+        end_with_parent(int(number), signal.SIGCONT)
+
+
+def _stop_without(supervisor: int) -> None:
+    if os.getppid() != supervisor:  # else somebody has let a stopped process go on, which asks for nothing
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # a second request would end it at once
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGUSR1 or SIGHUP; the ranks agree on it at a step's end.
+
+    A second signal ends the process at once, but for SIGHUP, which a terminal that closes sends more than once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        catch_stop_signals(self._receive)
+        for number in requested[:1]:
+            self._receive(number, None)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.signal and number == signal.SIGHUP:
+            return
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number).name
