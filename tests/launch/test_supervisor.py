@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,8 +140,10 @@ def wait_until_stopped(number: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_stopped_rank_whose_supervisor_is_killed_goes_on_to_end():
-    """SIGSTOP holds back any other request. A rank that a user lets go on, by SIGCONT, is not asked to stop."""
+@pytest.mark.parametrize("asked", [[], [signal.SIGUSR1]], ids=["not-asked", "asked-before"])
+def test_a_stopped_rank_whose_supervisor_is_killed_goes_on_to_end(asked):
+    """SIGSTOP holds back any other request. A rank that a user lets go on, by SIGCONT, is not asked to stop, and one
+    that was asked to is not asked twice, which would end it before it has saved."""
     words = [sys.executable, "-c", STOPPED_RANK, STOPPED_RANK]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     rank = int(process.stdout.readline())
@@ -148,8 +151,10 @@ def test_a_stopped_rank_whose_supervisor_is_killed_goes_on_to_end():
         wait_until_stopped(rank)
         os.kill(rank, signal.SIGCONT)
         wait_until_stopped(rank)
+        for number in asked:
+            os.kill(rank, number)
         process.kill()
-        assert process.communicate(timeout=60)[0].split() == [str(int(signal.SIGTERM))]
+        assert process.communicate(timeout=60)[0].split() == [str(int(one)) for one in asked or [signal.SIGTERM]]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank, signal.SIGKILL)
@@ -268,7 +273,7 @@ def test_a_lone_rank_that_is_stopped_is_noticed(uninterrupted, tmp_path):
     os.kill(list(training(tmp_path))[0], signal.SIGSTOP)
     code, output = finish(process)
     assert code == 0, output
-    assert "rank 0 has shown no life for 25 s and was killed" in output and "restart 1" in output, output
+    assert re.search(r"rank 0 has shown no life for [\d.]+ s and was killed", output) and "restart 1" in output, output
     assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 61))
     assert losses(tmp_path) == pytest.approx(uninterrupted, rel=1e-5)
     assert not training(tmp_path)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from types import FrameType
 
 from upscale.machine.parent import end_with_parent
 
@@ -14,7 +15,7 @@ SUPERVISOR = "UPSCALE_SUPERVISOR"
 study."""
 
 requested: list[int] = []
-"""Requests to stop a training that came before it was ready for them; it takes them up after its first step."""
+"""Requests to stop so far. What came before a training is ready for them it takes up after its first step."""
 
 
 def leave_quietly() -> None:
@@ -24,14 +25,19 @@ def leave_quietly() -> None:
 
 def remember_stop_requests() -> None:
     """For training only, whose ranks must stop together: a rank that left alone would make the others wait for it."""
-    catch_stop_signals(lambda number, _frame: requested.append(number))
+    catch_stop_signals(lambda _number, _frame: None)
 
 
 def catch_stop_signals(handler: Callable) -> None:
     """Have `handler` called for every request to stop; an ignored SIGHUP, as nohup leaves it, stays ignored."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        requested.append(number)
+        handler(number, frame)
+
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
+            signal.signal(number, receive)
 
 
 def stop_with_supervisor() -> None:
@@ -46,8 +52,8 @@ def stop_with_supervisor() -> None:
 
 
 def _stop_without(supervisor: int) -> None:
-    if os.getppid() != supervisor:  # else somebody has let a stopped process go on, which asks for nothing
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # a second request would end it at once
+    # Else somebody has let a stopped process go on, or it was asked before: a second request ends it before it has saved.
+    if os.getppid() != supervisor and not requested:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
