@@ -52,7 +52,7 @@ def stop_with_supervisor() -> None:
 
 
 def _stop_without(supervisor: int) -> None:
-    # Else somebody has let a stopped process go on, or it was asked before: a second request ends it before it has saved.
+    # Else somebody has let a stopped process go on, or it was asked before, and a second request would end it unsaved.
     if os.getppid() != supervisor and not requested:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -66,8 +66,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: str | None = None
         catch_stop_signals(self._receive)
-        for number in requested[:1]:
-            self._receive(number, None)
+        if requested:  # before this, or in this moment, when it is known already
+            self.signal = signal.Signals(requested[0]).name
 
     def _receive(self, number: int, _frame: object) -> None:
         if self.signal and number == signal.SIGHUP:
