@@ -21,13 +21,14 @@ from upscale.cli import study as study_command
 from upscale.report import multiples
 from upscale.study import efficiency, grid_reporting, results
 
-FEW = {"recipe": {"mup": {}}, **{axis: dict([*TRANSFER["axes"][axis].items()][:3]) for axis in ("width", "rate")}}
+RATES = {axis: dict([*TRANSFER["axes"][axis].items()][:3]) for axis in ("width", "rate")}
+SMALL = SCALING | {"axes": {"width": WIDTHS}, "next": None}
 GRIDS = {
-    "scaling": (SCALING, "w16-1"),
-    "fine-tuned": (SCALING | {"axes": {"width": WIDTHS}, "next": None, "finetune": {"wp": WP}}, "w32.wp.1200-1"),
-    "transfer": (TRANSFER | {"axes": FEW}, "mup.w16.r6-1"),
+    "scaling": (SMALL, "w16-1"),
+    "fine-tuned": (SMALL | {"finetune": {"wp": WP}}, "w32.wp.1200-1"),
+    "transfer": (TRANSFER | {"axes": {"recipe": {"mup": {}}, **RATES}}, "mup.w16.r6-1"),
     "minutes": (MINUTES, "fast-1"),
-    "stability": (STABILITY, "none.w16.r4-0"),
+    "stability": (STABILITY | {"axes": {"remedy": {"none": {}}, **RATES}}, "none.w16.r6-0"),
 }
 
 
