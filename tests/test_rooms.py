@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import upscale
 from tests.docs import markdown
 
 PACKAGE = markdown.ROOT / "upscale"
@@ -90,6 +93,16 @@ def test_no_modules_import_each_other_in_a_circle():
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
+
+
+def test_the_package_itself_imports_nothing():
+    """Its functions come when they are asked for: all that it says it has, and no others."""
+    code = "import sys; before = {*sys.modules}; import upscale; print(*{*sys.modules} - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [name for name in done.stdout.split() if name.split(".")[0] not in sys.stdlib_module_names] == ["upscale"]
+    assert all(callable(getattr(upscale, name)) for name in upscale.__all__) and {*upscale.__all__} < {*dir(upscale)}
+    with pytest.raises(AttributeError, match="module 'upscale' has no attribute 'rowz'"):
+        upscale.rowz  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,19 @@ def test_batch_of_one_lane_is_the_schedules_own():
     assert [schedule.batch_size(i, CONFIG.schedule, 1) for i in (0, 750_000, 2_000_000)] == [16, 258, 500]
 
 
+@pytest.mark.parametrize("steps", [None, 1, 700, 10_000])
+@pytest.mark.parametrize("instances", [1, 64, 499_999, 800_000, 1_300_001])
+def test_a_run_ends_where_a_walk_over_its_schedule_does(instances, steps):
+    """The paper's batches, others that grow sooner, and equal ones."""
+    sooner, equal = "{start: 100, end: 128, from: 0, to: 1e5}", "{start: 128, end: 128, from: 0, to: 0}"
+    for batch in ([], [f"schedule.batch={sooner}"], [f"schedule.batch={equal}"]):
+        chosen = config_files.load(None, [f"schedule.instances={instances}", *batch]).schedule
+        seen = taken = 0
+        while seen < instances and taken != steps:
+            seen, taken = seen + schedule.batch_size(seen, chosen, 64), taken + 1
+        assert schedule.planned_end(chosen, 64, steps) == (taken, seen)
+
+
 @pytest.mark.parametrize(
     ("instances", "blocks"), [(0, 8), (9_999, 8), (10_000, 16), (20_000, 24), (30_000, 32), (40_000, 34)]
 )

@@ -54,12 +54,18 @@ def full_batch_size(schedule: ScheduleConfig, lanes: int) -> int:
     return rows_per_lane(schedule, lanes) * lanes
 
 
-def planned_instances(schedule: ScheduleConfig, lanes: int, steps: int | None) -> int:
-    """The instances after which a run ends: whole batches up to `schedule.instances`, at most `steps` of them."""
-    seen = taken = 0
-    while seen < schedule.instances and (steps is None or taken < steps):
+def planned_end(schedule: ScheduleConfig, lanes: int, steps: int | None = None) -> tuple[int, int]:
+    """Steps and instances after which a run ends: whole batches up to `schedule.instances`, at most `steps` of them.
+
+    Exactly, by walking while the batch changes; from `schedule.batch.to` on, all batches are equal.
+    """
+    most = math.inf if steps is None else steps
+    taken = seen = 0
+    while seen < min(schedule.batch.to, schedule.instances) and taken < most:
         seen, taken = seen + batch_size(seen, schedule, lanes), taken + 1
-    return seen
+    last_batch = batch_size(seen, schedule, lanes)
+    left = int(min(math.ceil(max(0, schedule.instances - seen) / last_batch), most - taken))
+    return taken + left, seen + left * last_batch
 
 
 def awake_groups(instances: int, schedule: ScheduleConfig) -> int:

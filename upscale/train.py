@@ -19,8 +19,6 @@ if __name__ == "__main__":
 
 import math
 import os
-import signal
-import time
 from collections.abc import Callable
 
 import torch
@@ -49,6 +47,7 @@ from upscale.machine.timing import Stopwatch, peak_memory_gib
 from upscale.planning import out_of_memory
 from upscale.sources.tokens import ids
 from upscale.training import precision, train_step
+from upscale.training.clock import Clock
 from upscale.training.logger import Tracker
 from upscale.training.profiler import Profiler
 from upscale.training.record import StepRecord
@@ -77,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     datasets = (
         suite.datasets(config.evaluation.tasks, data_dir=config.evaluation.data_dir) if config.evaluation.every else []
     )
-    stop = StopRequest()
+    stop = signals.StopRequest()
     compiler.check_kernel_compiler(device_type)
     timeout_seconds, directory = config.engine.timeout_seconds, Path(config.run.dir)
     os.environ.update(flight_recorder.variables(os.environ, device_type, directory, timeout_seconds))
@@ -95,26 +94,6 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-class StopRequest:
-    """Set by SIGTERM, SIGUSR1 or SIGHUP; the ranks agree on it at a step's end.
-
-    A second signal ends the process at once, but for SIGHUP, which a terminal that closes sends more than once.
-    """
-
-    def __init__(self):
-        self.signal: str | None = None
-        signals.catch_stop_signals(self._receive)
-        for number in signals.requested[:1]:
-            self._receive(number, None)
-
-    def _receive(self, number: int, _frame) -> None:
-        if self.signal and number == signal.SIGHUP:
-            return
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = signal.Signals(number).name
-
-
 class Trainer:
     """Everything a run is made of, and the loop over it."""
 
@@ -125,7 +104,7 @@ class Trainer:
         datasets: list,
         rows: Callable[..., training_rows.Rows],
         initial: warm_start.Initialization | None,
-        stop: StopRequest,
+        stop: signals.StopRequest,
     ):
         chosen = precision.settle(config, world, run_directory.kept_precision(config, world))
         config, self.why_precision = chosen.config, chosen.reason
@@ -144,12 +123,12 @@ class Trainer:
         self.peak_flops = planning.peak_flops(world.device)
         self.saver = Saver(config, self.directory, world, self.engine, self.lanes, still_ours)
         self.counters, more_notes = self.saver.resume(initial)
-        self.skipped_in_a_row, self.out_of_time = 0, self.minutes_are_over()
+        self.clock, self.skipped_in_a_row = Clock(config.run.minutes, world, self.counters), 0
         self.spike_guard = SpikeGuard(config.optimizer.spike, world, self.saver)
         self.tracker = Tracker(
             config, self.directory, world.is_main, self.counters.step, self.counters.wandb_id, still_ours
         )
-        self.generating, self.seconds, self.steps = Stopwatch(world.device), 0.0, 0
+        self.generating = Stopwatch(world.device)
         self.profiler = Profiler(config.tracking.profile, self.directory, world)
         self.watchdog = Watchdog(config.engine.timeout_seconds, lambda: self.lost(world.silent_ranks()))
         overlaps = overlap.overlaps(config, datasets) if world.is_main and self.counters.step == 0 else []
@@ -194,8 +173,8 @@ class Trainer:
         if self.finished():
             return self.close("finished" if owed else "finished before: nothing left to do", 0)
         while True:
-            begin, seen = time.perf_counter(), self.counters.instances
-            self.out_of_time = self.config.run.minutes is not None and self.world.any_later(self.minutes_are_over())()
+            seen = self.counters.instances
+            self.clock.begin_step()
             self.watchdog.beat()
             self.profiler.begin(self.counters.step + 1)
 
@@ -228,10 +207,10 @@ class Trainer:
             if losses:
                 bits, per_source = losses.reduce(loss, self.world)  # waits for the device
                 observed = {**per_source, **self.observe(rows, active)}
-                self.count_seconds(begin)
+                self.clock.end_step()
                 self.log(bits, report, batch, active, observed)
             else:
-                self.count_seconds(begin)
+                self.clock.end_step()
             if note := self.profiler.end(self.counters.step, leaving=stopping or finished):
                 self.tracker.note(note)
             if finished or schedule.crossed(seen, self.counters.instances, self.config.evaluation.every):
@@ -252,7 +231,7 @@ class Trainer:
 
     def is_last(self, seen: int) -> bool:
         """Whether the step under way, after which so many instances will have been seen, is the run's last."""
-        last = self.counters.step + 1 == self.config.run.steps or self.out_of_time
+        last = self.counters.step + 1 == self.config.run.steps or self.clock.is_over
         return last or seen >= self.config.schedule.instances
 
     def reason_to_stop(self) -> str:
@@ -260,19 +239,8 @@ class Trainer:
 
     def finished(self) -> bool:
         limit = self.config.run.steps
-        done = (limit is not None and self.counters.step >= limit) or self.out_of_time
+        done = (limit is not None and self.counters.step >= limit) or self.clock.is_over
         return done or self.counters.instances >= self.config.schedule.instances
-
-    def minutes_are_over(self) -> bool:
-        return self.counters.seconds >= 60 * (self.config.run.minutes or math.inf)
-
-    def count_seconds(self, begin: float) -> None:
-        """Count a step's time; a run that ends by its minutes has spent them, whichever rank was the first."""
-        spent = time.perf_counter() - begin
-        self.seconds, self.steps = self.seconds + spent, self.steps + 1
-        self.counters.seconds += spent
-        if self.out_of_time:
-            self.counters.seconds = max(self.counters.seconds, 60 * (self.config.run.minutes or 0))
 
     def count_skipped(self, report: engines.StepReport) -> None:
         if report.applied:
@@ -308,7 +276,8 @@ class Trainer:
     def log(self, bits: float, report: engines.StepReport, batch: int, active: int, observed: dict) -> None:
         """Record the last step's loss, and the mean speed since the last logged step."""
         model, seen = self.config.model, self.counters.instances
-        step_seconds = self.seconds / self.steps
+        seconds, steps = self.clock.take()
+        step_seconds = seconds / steps
         tokens_per_second = batch * model.context / step_seconds
         per_device = tokens_per_second / self.world.size
         flops_per_second = planning.flops_per_token(model, active) * per_device
@@ -326,8 +295,8 @@ class Trainer:
             active_blocks=active,
             grad_norm=report.gradient_norm if report.applied else None,
             step_seconds=step_seconds,
-            generate_seconds=generate_seconds / self.steps,
-            draw_seconds=draw_seconds / self.steps,
+            generate_seconds=generate_seconds / steps,
+            draw_seconds=draw_seconds / steps,
             checkpoint_blocking_seconds=self.saver.take_blocking_seconds(),
             tokens_per_second=tokens_per_second,
             tokens_per_second_per_device=per_device,
@@ -338,7 +307,6 @@ class Trainer:
             spikes=len(self.counters.spikes),
             **observed,
         )
-        self.seconds, self.steps = 0.0, 0
         self.tracker.metrics(record)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from upscale.data import prefetch, training_rows
 from upscale.data.training_rows import SnapshotRows
 from upscale.data.worker_pool import Workers
 from upscale.errors import RunError, UserError
+from upscale.launch import signals
 from upscale.sources.recurrent import native
 from upscale.sources.uniform import UniformSource
 
@@ -115,12 +116,12 @@ def _resumed(world, folder):
     for name, mode, steps in (("none", "none", None), ("ahead", "workers", 6), ("ahead", "thread", None)):
         changes = dict(run__dir=folder / name, data__ahead=mode, data__sources=MIXTURE, run__seed=4)
         config = tiny.config(**changes, **({"run__steps": steps} if steps else {}))
-        program.Trainer(config, world, [], training_rows.open_rows(config), None, program.StopRequest()).run()
+        program.Trainer(config, world, [], training_rows.open_rows(config), None, signals.StopRequest()).run()
 
     with pytest.MonkeyPatch.context() as patch:
         for steps in (2, 3):
             config = tiny.config(run__dir=folder / "log", data__sources=MIXTURE, run__steps=steps)
-            program.Trainer(config, world, [], training_rows.open_rows(config), None, program.StopRequest()).run()
+            program.Trainer(config, world, [], training_rows.open_rows(config), None, signals.StopRequest()).run()
             patch.setattr(native, "available", lambda: False)
 
 
@@ -130,7 +131,7 @@ def _trained(world, folder):
         patch.setattr(prefetch.Prefetcher, "_undo", lambda *_: pytest.fail("a wrong guess"))
         for mode in ("none", "thread"):
             config = tiny.config(run__dir=folder / mode, data__ahead=mode, **growing)
-            program.Trainer(config, world, [], training_rows.open_rows(config), None, program.StopRequest()).run()
+            program.Trainer(config, world, [], training_rows.open_rows(config), None, signals.StopRequest()).run()
 
 
 class Faulty(UniformSource):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from tests.fuzz import hostile
 from upscale import files
-from upscale.checkpoint import export, manifest
+from upscale.checkpoint import export, manager, manifest
 from upscale.checkpoint.reader import Reader, whole_parameters
 from upscale.checkpoint.warm_start import Initialization
 from upscale.checkpoint.writer import Writer, snapshot
@@ -24,7 +24,9 @@ from upscale.config import files as config_files
 from upscale.distributed.world import World
 from upscale.engines import Fragment
 from upscale.errors import UserError
+from upscale.launch.slurm import followups
 from upscale.model import parametrization
+from upscale.training.spikes import rollbacks_in_a_row
 
 ELEMENTS = 24
 INVALID = (manifest.InvalidCheckpoint,)
@@ -35,13 +37,14 @@ def step(tmp_path_factory) -> Path:
     """A step of one parameter with a state, and one lane."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     fragments = [Fragment("w", 0, {key: torch.arange(ELEMENTS, dtype=torch.float32) for key in ("weight", "exp_avg")})]
-    content = {"counters": {"step": 1, "instances": 12, "wandb_id": "abc", "recent_losses": [1.5]}, "milestone": False}
+    content = {"counters": {"step": 1, "instances": 12, "wandb_id": "abc", "recent_losses": [1.5]}, "milestone": True}
+    content["counters"] |= {"seconds": 2.5, "spikes": [{"step": 1, "first": 1, "action": "rollback"}]}
     content |= {
         "world_size": 1,
         "steps_taken": {"0": 1, "0/norms": 1},
         "rounds": {"0": 3},
         "methods": ["exact"],
-        "config": {},
+        "config": {"schedule": {"instances": 24}, "optimizer": {"freeze": ["head"]}},
     }
     writer = Writer(folder, World.single(), 3, asynchronous=False)
     writer.save(snapshot(1, fragments, {"0": torch.zeros(2, 5, dtype=torch.uint8)}, content))
@@ -57,6 +60,10 @@ def use(path: Path) -> None:
     reader.load([Fragment("w", 0, {"weight": target})])
     assert not target.isnan().any()
     reader.lane(0)
+    counters = manager._counters(path, content)
+    assert counters.seconds >= 0 and rollbacks_in_a_row(counters.spikes) >= 0
+    assert manager._frozen_in_old(content) is not None and content["world_size"] > 0
+    followups.due(path.parents[1])
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,17 @@ def test_any_manifest_with_a_right_checksum(step, copy, data, capsys):
     for action in ("list", "verify"):
         hostile.ends_well(checkpoint_command.main, [action, str(copy.parent)])
     assert not any(character in capsys.readouterr().out for character in "\x1b\0\u202e")
+
+
+@pytest.mark.parametrize("key", ["world_size", "steps_taken", "rounds", "methods", "config"])
+def test_what_a_manifest_does_not_say(step, copy, key, capsys):
+    """Found by fuzzing: `upscale checkpoint list` ended in a traceback where the number of ranks was missing."""
+    tree = plain(step)
+    del tree[key]
+    manifest.write(copy, tree)
+    hostile.ends_well(use, copy, also=INVALID)
+    assert checkpoint_command.main(["list", str(copy.parent)]) == 0
+    assert "12 instances" in capsys.readouterr().out
 
 
 @given(content=st.binary(max_size=80))
@@ -131,6 +149,8 @@ REFUSED = {
     "a negative place": (lambda t: t["pieces"]["w"][0].update(offset=-1), "not of its form: pieces.w.0.offset"),
     "a size that is a text": (lambda t: t["files"][LANES].update(bytes="1"), "not of its form"),
     "an id that is a path": (lambda t: t["counters"].update(wandb_id="../x"), "not of its form: counters.wandb_id"),
+    "a time that is a text": (lambda t: t["counters"].update(seconds="1"), "not of its form: counters.seconds"),
+    "a spike that says nothing": (lambda t: t["counters"].update(spikes=[{}]), "not of its form: counters.spikes.0"),
     "no counters": (lambda t: t.pop("counters"), "not of its form: counters"),
     "longer than its tensor": (lambda t: t["pieces"]["w"][0].update(length=99), r"holds 'weight/w' as .*\[24\]"),
 }

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests import pace
-from upscale import planning, schedule
+from upscale import planning
 from upscale.cli import plan as plan_command
 from upscale.config import files as config_files
 from upscale.errors import USER_ERROR_EXIT_CODE, UserError
 from upscale.machine.gpus import DEVICES
 from upscale.planning.communication import LINK_EFFICIENCY, Cluster, traffic
-from upscale.planning.estimate import alternatives, estimate, steps_in_run
+from upscale.planning.estimate import alternatives, estimate
 
 H200 = DEVICES["h200"]
 NETWORK = 50e9
@@ -138,15 +138,6 @@ def test_one_gpu_computes_at_the_assumed_utilization():
     optimizer = 28 * planning.parameters(chosen.model) / H200.memory_bandwidth
     assert one.exposed_seconds == 0 and one.passes == 8
     assert one.step_seconds == pytest.approx(flops / (0.4 * H200.peak_flops) + optimizer)
-
-
-def test_steps_are_a_walk_over_the_schedule():
-    chosen = config("w384", "schedule.instances=1.3e6")
-    seen = steps = 0
-    while seen < chosen.schedule.instances:
-        seen += schedule.batch_size(seen, chosen.schedule, chosen.data.lanes)
-        steps += 1
-    assert steps_in_run(chosen) == steps
 
 
 def test_the_fastest_that_fits_comes_first_and_little_gain_does_not_shard():

@@ -57,6 +57,9 @@ def kill_the_supervisor(run: Round) -> None:
             return run.process.poll() is not None or not [pid for pid in orphans if pid in run.alive()]
 
         run.wait(decided, "one of two has left", running=False)
+        # It may have been refused just before they left, and not have ended yet.
+        goal = run.last_step() + 1
+        run.wait(lambda: run.process.poll() is not None or run.last_step() >= goal, "it trains or ends", running=False)
         run.settle({USER_ERROR_EXIT_CODE})
     else:
         run.wait(lambda: not run.alive(), "the orphans have ended", running=False)

@@ -13,6 +13,7 @@ from tests.study import tiny
 from upscale import planning
 from upscale.checkpoint import layout, manifest
 from upscale.config import files as config_files
+from upscale.files import read_json_lines
 from upscale.study import grid, loading
 from upscale.study.members import Member
 
@@ -118,6 +119,16 @@ def train(
                 }
             )
     _lines(directory / "evaluations.jsonl", evaluations)
+
+
+def owe(directory: Path) -> None:
+    """What a request to stop in the last step leaves of a finished run: its last evaluation is owed, not recorded."""
+    folder = directory / layout.CHECKPOINTS
+    step = manifest.step_folder(folder, manifest.steps(folder)[-1])
+    content = manifest.read(step)
+    manifest.write(step, {**content, "counters": {**content["counters"], "evaluation_owed": True}})
+    path, last = directory / layout.EVALUATIONS, content["counters"]["step"]
+    _lines(path, [record for record in read_json_lines(path) if record["step"] != last])
 
 
 def _lines(path: Path, records: list[dict]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from tests.launch.test_supervisor import training
 from tests.pace import Deadline
-from tests.study import tiny
+from tests.study import planted, tiny
 from tests.test_train import Process, finish, logged, start, wait_for
 from upscale.checkpoint import manifest, run_directory
 from upscale.checkpoint.export import load_model
@@ -120,6 +120,27 @@ def test_the_same_command_goes_on_and_compares(finished):
     assert study_command.main([f"{folder}/study.yaml", "--runs", f"{folder}/runs", "--report"]) == 0
     assert page.read_text().endswith("\n## Reading\n\nMine.\n") and page.read_text().count("Speed-up:") == 1
     assert (folder / "runs/tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_owed_evaluation_is_done_before_its_score_is_taken(finished, tmp_path, capsys):
+    """As after a request to stop in the last step of a run: nothing is reported; the same command measures what is
+    owed, from the same weights, and only then compares."""
+    tiny.write(tmp_path)
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
+    run = tmp_path / "runs/text-0"
+    before = read_evaluations(run / "evaluations.jsonl")
+    planted.owe(run)
+    assert len(read_evaluations(run / "evaluations.jsonl")) == len(before) - 1
+    assert study_command.main([f"{tmp_path}/study.yaml", "--runs", f"{tmp_path}/runs", "--report"]) == 0
+    assert "nothing to compare yet; an arm and the baseline must have finished" in capsys.readouterr().out
+    code, output = finish(study(tmp_path, "--ranks", "1"))
+    assert code == 0 and "[1/4] text-0: continues at 144 of 144 rows" in output, output
+    assert "[1/4] text-0: finished after" in output and "[2/4] first-0: finished before" in output, output
+    measured = read_evaluations(run / "evaluations.jsonl")
+    assert [(one.step, one.bits_per_character) for one in measured] == [
+        (one.step, one.bits_per_character) for one in before
+    ]
+    assert "Speed-up:" in output
 
 
 def test_exactly_the_named_parts_begin_anew(finished):

@@ -23,6 +23,7 @@ from upscale.config import files as config_files
 from upscale.data import training_rows
 from upscale.distributed.world import World
 from upscale.errors import UserError
+from upscale.launch import signals
 from upscale.model import parametrization
 from upscale.training import precision
 
@@ -148,7 +149,7 @@ def trained(world: World, folder: Path) -> None:
 def _train(world: World, directory: Path, steps: int, **changes: object) -> None:
     changes = {"engine__name": "fsdp", "engine__precision": "auto", **changes}
     config = tiny.config(run__dir=directory, run__steps=steps, data__sources="[{kind: uniform}]", **changes)
-    program.Trainer(config, world, [], training_rows.open_rows(config), None, program.StopRequest()).run()
+    program.Trainer(config, world, [], training_rows.open_rows(config), None, signals.StopRequest()).run()
 
 
 def test_a_run_keeps_its_precision_where_it_is_continued(tmp_path):

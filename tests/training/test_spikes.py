@@ -18,6 +18,7 @@ from upscale.config import Config, SpikeConfig
 from upscale.data import lanes, training_rows
 from upscale.distributed.world import World
 from upscale.errors import RunError
+from upscale.launch import signals
 from upscale.training import train_step
 from upscale.training.spikes import SpikeGuard, rollbacks_in_a_row
 
@@ -38,7 +39,7 @@ def config(folder: Path, action: str, **changes: object) -> Config:
 
 def run(world: World, config: Config, spikes: tuple[int, ...] = SPIKES) -> dict:
     """`Trainer.run` with three times the loss, and gradient, in the given steps."""
-    trainer = train.Trainer(config, world, [], training_rows.open_rows(config), None, train.StopRequest())
+    trainer = train.Trainer(config, world, [], training_rows.open_rows(config), None, signals.StopRequest())
 
     def multiplied(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return common.row_losses(logits, targets) * (3 if trainer.counters.step + 1 in spikes else 1)

@@ -20,6 +20,7 @@ from upscale.config import files as config_files
 from upscale.data import training_rows
 from upscale.distributed.world import World
 from upscale.evaluation import suite
+from upscale.launch import signals
 
 EVALUATED = {"evaluation__every": 24, "evaluation__slices": 30, "evaluation__tasks": ["aut", "wp"]}
 EVALUATED |= {"engine__name": "fsdp", "schedule__instances": 60, "checkpoint__every_steps": 2}
@@ -29,7 +30,7 @@ def trainer(world: World, words: list[str]) -> train.Trainer:
     config = config_files.load(None, words).resolved()
     every, tasks = config.evaluation.every, config.evaluation.tasks
     datasets = suite.datasets(tasks, characters=2000) if every else []
-    return train.Trainer(config, world, datasets, training_rows.open_rows(config), None, train.StopRequest())
+    return train.Trainer(config, world, datasets, training_rows.open_rows(config), None, signals.StopRequest())
 
 
 def run(world: World, words: list[str], place: str | None = None, count: int = 0, asked: int = 0) -> int:

@@ -133,7 +133,8 @@ class Saver:
                 raise UserError(f"{error}. Restore another step, or start a new run with another run.name.") from None
             world = content["world_size"]
             note = f"resumed from {found[0]}: step {counters.step:,}, {counters.instances:,} instances"
-            if (methods := content.get("methods", [self.lanes.method])) != [self.lanes.method]:
+            methods = content["methods"]  # older checkpoints do not say
+            if methods and methods != [self.lanes.method]:
                 notes.append(
                     f"rows were computed by {', '.join(methods)} and are now by {self.lanes.method}, which rounds "
                     "otherwise: other rows, as random as those of an uninterrupted run"
@@ -204,7 +205,7 @@ def load_states(reader: Reader, fragments: Iterable[engines.Fragment], block: st
 
 def _frozen_in_old(content: dict) -> list[str]:
     """The parts that were frozen, most likely from the start, in a checkpoint from before parts were counted."""
-    optimizer = content.get("config", {}).get("optimizer")
+    optimizer = content["config"].get("optimizer")
     parts = optimizer.get("freeze") if isinstance(optimizer, dict) and "counts_parts" not in content else None
     return [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -45,8 +46,10 @@ def write(path: Path, content: dict) -> None:
 
 
 def read(path: Path) -> dict:
-    """The manifest of a step's folder; raises InvalidCheckpoint when it is missing, damaged, of another format
-    or contradicts itself."""
+    """The manifest of a step's folder, with the form's defaults for what it does not say.
+
+    Raises InvalidCheckpoint when it is missing, damaged, of another format or contradicts itself.
+    """
     file = path / MANIFEST
     try:
         content = parse_checked_json(file.read_bytes(), FORMAT, HASH)
@@ -61,7 +64,8 @@ def read(path: Path) -> dict:
         raise InvalidCheckpoint(f"{file} {error}") from None
     if problem := _contradiction(content):
         raise InvalidCheckpoint(f"{file} contradicts itself: {problem}")
-    return content
+    unsaid = {name: field for name, field in _Manifest.model_fields.items() if name not in content}
+    return {**content, **{name: copy.copy(field.default) for name, field in unsaid.items()}}
 
 
 class _Form(BaseModel):
@@ -84,12 +88,19 @@ class _Piece(_Form):
     length: NotNegative
 
 
+class _Spike(_Form):
+    step: NotNegative
+    first: NotNegative
+    action: str
+
+
 class _Counters(_Form):
     step: NotNegative
     instances: NotNegative
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     skipped_steps: NotNegative = 0
     recent_losses: list[float] = []
-    spikes: list[dict] = []
+    spikes: list[_Spike] = []
     evaluation_owed: bool = False
     wandb_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "none"
 

@@ -1,8 +1,9 @@
-"""Signals that come while a command is still importing, which takes seconds."""
+"""Requests to stop: signals, also those that come while a command is still importing, which takes seconds."""
 
 import os
 import signal
 from collections.abc import Callable
+from types import FrameType
 
 from upscale.machine.parent import end_with_parent
 
@@ -14,7 +15,7 @@ SUPERVISOR = "UPSCALE_SUPERVISOR"
 study."""
 
 requested: list[int] = []
-"""Requests to stop a training that came before it was ready for them; it takes them up after its first step."""
+"""Requests to stop so far. What came before a training is ready for them it takes up after its first step."""
 
 
 def leave_quietly() -> None:
@@ -24,17 +25,53 @@ def leave_quietly() -> None:
 
 def remember_stop_requests() -> None:
     """For training only, whose ranks must stop together: a rank that left alone would make the others wait for it."""
-    catch_stop_signals(lambda number, _frame: requested.append(number))
+    catch_stop_signals(lambda _number, _frame: None)
 
 
 def catch_stop_signals(handler: Callable) -> None:
     """Have `handler` called for every request to stop; an ignored SIGHUP, as nohup leaves it, stays ignored."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        requested.append(number)
+        handler(number, frame)
+
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
+            signal.signal(number, receive)
 
 
 def stop_with_supervisor() -> None:
-    """Where another process sees to this one, take its end, also by SIGKILL, as a request to stop."""
+    """Where another process sees to this one, take its end, also by SIGKILL, as a request to stop.
+
+    The kernel tells of that end by SIGCONT: of all signals that can be caught, only this one reaches a process that
+    SIGSTOP holds.
+    """
     if number := os.environ.get(SUPERVISOR):
-        end_with_parent(int(number), signal.SIGTERM)
+        signal.signal(signal.SIGCONT, lambda *_: _stop_without(int(number)))
+        end_with_parent(int(number), signal.SIGCONT)
+
+
+def _stop_without(supervisor: int) -> None:
+    # Else somebody has let a stopped process go on, or it was asked before, and a second request would end it unsaved.
+    if os.getppid() != supervisor and not requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGUSR1 or SIGHUP; the ranks agree on it at a step's end.
+
+    A second signal ends the process at once, but for SIGHUP, which a terminal that closes sends more than once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        catch_stop_signals(self._receive)
+        if requested:  # before this, or in this moment, when it is known already
+            self.signal = signal.Signals(requested[0]).name
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.signal and number == signal.SIGHUP:
+            return
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number).name

@@ -70,7 +70,7 @@ class Estimate:
     @property
     def run_seconds(self) -> float:
         """The whole schedule, with its smaller batches and sleeping blocks."""
-        steps = steps_in_run(self.config)
+        steps, _ = schedule.planned_end(self.config.schedule, self.config.data.lanes)
         return self.run_compute_seconds / self.balance + steps * (self.optimizer_seconds + self.exposed_seconds)
 
     @property
@@ -85,17 +85,6 @@ class Estimate:
     @property
     def checkpoint_seconds(self) -> float:
         return self.checkpoint_bytes / self.cluster.ranks / CHECKPOINT_BANDWIDTH
-
-
-def steps_in_run(config: Config) -> int:
-    """Optimizer steps of the schedule: exactly by walking while the batch grows, then by division."""
-    steps, seen = 0, 0
-    batch = config.schedule.batch
-    while seen < min(batch.to, config.schedule.instances):
-        seen += schedule.batch_size(seen, config.schedule, config.data.lanes)
-        steps += 1
-    rest = max(0, config.schedule.instances - seen)
-    return steps + math.ceil(rest / schedule.full_batch_size(config.schedule, config.data.lanes))
 
 
 def run_flops(config: Config) -> float:
@@ -134,6 +123,7 @@ def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
     rate = utilization * device.peak_flops / RECOMPUTING[model.checkpointing]
     flops = busiest * model.context * flops_per_token(model, model.depth)
     total = parameters(model)
+    steps, _ = schedule.planned_end(config.schedule, lanes)
     # Each pass reads float32 weights, writes bfloat16 copies and reads those, forward and backward.
     weight_seconds = passes * 16 * total / device.memory_bandwidth
     moved_bytes = 4 * (3 * total + 2 * memory.state_numbers(config))
@@ -151,7 +141,7 @@ def estimate(config: Config, cluster: Cluster, utilization: float) -> Estimate:
         compute_seconds=max(flops / rate, weight_seconds),
         optimizer_seconds=moved_bytes / memory.shard_ranks(config, ranks) / device.memory_bandwidth
         + memory.optimizer_flops(config) / (utilization * device.peak_flops),
-        run_compute_seconds=max(run_flops(config) / ranks / rate, steps_in_run(config) * weight_seconds),
+        run_compute_seconds=max(run_flops(config) / ranks / rate, steps * weight_seconds),
     )
 
 

@@ -80,7 +80,7 @@ class Member:
     @cached_property
     def instances(self) -> int:
         """Rows it trains on."""
-        return schedule.planned_instances(self.config.schedule, self.config.data.lanes, self.config.run.steps)
+        return schedule.planned_end(self.config.schedule, self.config.data.lanes, self.config.run.steps)[1]
 
     @property
     def tokens(self) -> int:

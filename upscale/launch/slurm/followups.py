@@ -62,9 +62,9 @@ def due(run: Path) -> list[int]:
     for step in manifest.steps(folder):
         try:
             content = manifest.read(manifest.step_folder(folder, step))
-        except manifest.InvalidCheckpoint:
+            finished = content["counters"]["instances"] >= content["config"]["schedule"]["instances"]
+        except (manifest.InvalidCheckpoint, LookupError, TypeError):  # also one whose config has no schedule
             continue
-        finished = content["counters"]["instances"] >= content["config"]["schedule"]["instances"]
         if content["milestone"] and not finished and step not in done:
             found.append(step)
     return found
