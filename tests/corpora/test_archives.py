@@ -290,6 +290,17 @@ def test_a_member_that_is_said_to_be_endless(tmp_path):
         list(entries(tmp_path / "made.tar", lambda _: None, lambda name: name.endswith(b".c")))
 
 
+def test_a_packed_text_that_asks_for_more_memory_than_there_is():
+    """Found by fuzzing: a damaged header of xz asks for a dictionary of up to 3 GiB, which a machine may not have."""
+
+    class Asks:
+        def read(self, _count: int) -> bytes:
+            raise MemoryError
+
+    with pytest.raises(UserError, match="a.xz needs more memory to be unpacked than there is"):
+        unpacking.Guarded(Asks(), "a.xz", "xz").read(1)
+
+
 def test_a_link_in_a_zip_is_not_read_as_a_whole(tmp_path):
     """A symbolic link whose target would be 8 MiB long."""
     link = zipfile.ZipInfo("a.c")

@@ -11,6 +11,7 @@ import zipfile
 from array import array
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -29,6 +30,7 @@ from upscale.corpora.recipes.german import book_body
 from upscale.corpora.shards import index
 from upscale.corpora.shards.reading import Windows
 from upscale.corpora.work.spooling import spool_files
+from upscale.errors import UserError
 
 FILES = {
     "linux/a.c": b"int a;\n",
@@ -190,6 +192,17 @@ def test_any_table(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "hostile.arrow"
     path.write_bytes(data.draw(st.sampled_from(tables()).flatmap(hostile.damaged)))
     hostile.ends_well(lambda: spooled(path))
+
+
+@pytest.mark.parametrize("kind", [1, 2], ids=["file", "stream"])
+def test_a_table_whose_texts_end_beyond_it(tmp_path, kind):
+    """Found by fuzzing: Arrow believes the places of texts in a table, and aborted the process."""
+    places, beyond = (np.array([0, 9, 9, end], "<i4").tobytes() for end in (19, 1 << 30))
+    content = tables()[kind]
+    assert content.count(places) == 1
+    (tmp_path / "a.arrow").write_bytes(content.replace(places, beyond))
+    with pytest.raises(UserError, match="a.arrow"):
+        spooled(tmp_path / "a.arrow")
 
 
 def spooled(path):

@@ -34,7 +34,7 @@ LZMA_MEMORY_BYTES = 3 << 30
 LARGEST_RATIO, ALWAYS_ALLOWED_BYTES = 100, 1 << 30
 """Texts pack to a tenth; a file that gives more than a hundred times its size, and more than 1 GiB, is no text."""
 UNREADABLE = (
-    *(OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError),
+    *(OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError, zstd.ZstdError),
     *(tarfile.TarError, zipfile.BadZipFile, RuntimeError, ValueError, ArithmeticError, LookupError, struct.error),
 )
 """What the readers of packed files raise when those are damaged or truncated."""
@@ -91,6 +91,10 @@ class Guarded(io.RawIOBase):
 
 
 def damaged(path: str | Path, error: BaseException) -> UserError:
+    if isinstance(error, MemoryError):  # of a dictionary or window whose size stands in the file
+        return UserError(
+            f"{path} needs more memory to be unpacked than there is: unpack it elsewhere, or copy it again"
+        )
     return UserError(f"{path} is damaged or truncated ({error}): download or copy it again")
 
 

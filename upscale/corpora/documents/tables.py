@@ -68,6 +68,7 @@ def texts(path: Path, kind: str, field: str, progress) -> Iterator[tuple[int, by
     number = 0
     with _opened(path, kind, field) as batches:
         for batch in batches:
+            batch.validate(full=True)  # else places beyond a text's end, in a damaged table, end the process
             for value in batch.column(batch.schema.get_field_index(field)):
                 number += 1
                 if value.is_valid:
