@@ -4,7 +4,7 @@ Each curve is the `data` section of a config in configs/ablations/ on top of a b
 compared is bits per character on texts and tasks that no source has seen. Runs that are finished are not run again, so
 the same command goes on where it was stopped. A new config there is a new curve, unless LEFT_OUT says why not.
 
-    python tests/benchmarks/figure6.py [--base configs/smoke.yaml] [--instances 11200] [--seeds 2] [--to docs/studies]
+    python tests/benchmarks/figure6.py [--base configs/w128.yaml] [--instances 11200] [--seeds 2] [--to docs/studies]
         [--curves lstm utm ...] [--runs runs/figure6] [section.key=value ...]
 
 Writes figure6.json (every evaluation), figure6.md (the table) and figure6.png into --to.
@@ -178,7 +178,7 @@ def draw(records: list[dict], curves: list[str], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="configs/smoke.yaml")
+    parser.add_argument("--base", default="configs/w128.yaml")
     parser.add_argument("--instances", type=int, default=11_200)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--curves", nargs="+", choices=CURVES, default=CURVES)

@@ -15,7 +15,7 @@ COMMAND = ["model.width=64", "model.depth=4", "model.heads=2", "mup.base_width=6
 
 
 def options(tmp_path: Path) -> argparse.Namespace:
-    return argparse.Namespace(runs=tmp_path, instances=8000, seeds=2, base="configs/smoke.yaml", overrides=COMMAND)
+    return argparse.Namespace(runs=tmp_path, instances=8000, seeds=2, base="configs/w128.yaml", overrides=COMMAND)
 
 
 def test_every_kind_of_source_is_a_curve(tmp_path):
@@ -23,7 +23,7 @@ def test_every_kind_of_source_is_a_curve(tmp_path):
     kinds = set()
     for curve in figure6.CURVES:
         given = figure6.overrides(curve, 0, options(tmp_path))
-        config = config_files.load(Path("configs/smoke.yaml"), given).resolved()
+        config = config_files.load(Path("configs/w128.yaml"), given).resolved()
         kinds |= {source.kind for source in config.data.sources if source.weight}
         for source in config.data.sources:
             longest = {"noisy_set": lambda s: s.total + 1, "dyck": lambda s: 2 * s.pairs[1] + 2 if s.pairs else 0}

@@ -298,7 +298,7 @@ def test_a_packed_text_that_asks_for_more_memory_than_there_is():
             raise MemoryError
 
     with pytest.raises(UserError, match="a.xz needs more memory to be unpacked than there is"):
-        unpacking.Guarded(Asks(), "a.xz", "xz").read(1)
+        decompression.Guarded(Asks(), "a.xz", "xz").read(1)
 
 
 def test_a_link_in_a_zip_is_not_read_as_a_whole(tmp_path):
