@@ -9,11 +9,12 @@ from upscale.doctor.base import PROBLEM
 from upscale.doctor.devices import PRODUCT
 
 # CONTAINER puts words before each rank's command, as a site's container would. MKL_CBWR is MKL's own variable: products
-# then use no vector instructions beyond SSE2, and take several times as long.
+# then use no vector instructions beyond SSE2, and take several times as long. Beside other work, when all nodes of this
+# one machine are slow, `nice` keeps that one slower.
 NODE = """#!/bin/bash
 case $(hostname) in
 n2) export PYTHONPATH=$(dirname "$0")/other:$PYTHONPATH ;;
-n3) export MKL_CBWR=COMPATIBLE ;;
+n3) export MKL_CBWR=COMPATIBLE && set -- nice -n 10 "$@" ;;
 esac
 exec "$@"
 """
