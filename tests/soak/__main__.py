@@ -10,7 +10,9 @@ import argparse
 import collections
 import json
 import platform
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -33,6 +35,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("soak"), help="journal and run directories")
     parser.add_argument("--to", type=Path, help="file for the summary")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # through `live`, which clears up
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     journal, code = Journal(folder / "journal.jsonl"), commit()
