@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from upscale.errors import RunError, UserError
 
 MEMORY_BYTES = 2 << 30
 """What a reader may ask for beyond what the process has: a number in a file of a few kilobytes never decides more."""
+CPU_SECONDS = 60
+"""What a reader may work for, far more than any needs; without it a text that multiplies hangs the tests."""
 
 numbers = (
     strategies.integers(-3, 10)
@@ -91,10 +94,26 @@ def little_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+@contextlib.contextmanager
+def little_time() -> Iterator[None]:
+    """More than CPU_SECONDS of this process's own work is a failure. Other processes' work does not count."""
+
+    def too_long(_number: int, _frame: object) -> None:
+        raise AssertionError(f"a reader was at work for {CPU_SECONDS} s")
+
+    before = signal.signal(signal.SIGVTALRM, too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def ends_well(read: Callable, *arguments, also: tuple[type[Exception], ...] = ()) -> Any:
     """What a reader returned, or None where it raised one clear error; anything else that it raises fails the test."""
     try:
-        with little_memory():
+        with little_memory(), little_time():
             return read(*arguments)
     except (UserError, RunError, *also) as error:
         message = str(error)

@@ -11,8 +11,8 @@ from upscale.checkpoint import layout, lock, manifest
 from upscale.files import read_json_lines
 from upscale.launch.slurm import followups
 
-TOLERANCE = 1e-4
-"""Relative, on a loss and on bits per character."""
+TOLERANCE = 1e-5
+"""Relative, on a loss and on bits per character. Other worlds and engines alone differ by 2e-7 after 120 steps."""
 LANES = 12
 
 
