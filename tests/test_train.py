@@ -307,6 +307,24 @@ def test_mistakes_exit_2_with_one_message(tmp_path, extra, message):
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_start_on_a_full_disk_exits_1_and_works_when_there_is_room(tmp_path):
+    """No mistake of the user's: a supervisor that starts it again must not be told that it is one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "test", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        (disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+        output = train(disk / "run", "run.steps=1", expect=1)
+        assert f"run directory {disk / 'run'} cannot be used now" in output and "Traceback" not in output
+        (disk / "ballast").unlink()
+        train(disk / "run", "run.steps=1")
+        assert len(metrics(disk / "run")) == 1
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
 def test_more_ranks_than_lanes_exit_2_on_every_rank_with_one_message(tmp_path):
     code, output = finish(start([*torchrun(3), *command(tmp_path, "data.lanes=2")]))
     assert code != 0 and output.count("3 ranks for data.lanes = 2") == 1, output

@@ -182,7 +182,10 @@ def fill_the_disk(run: Round) -> None:
         os.posix_fallocate(file.fileno(), 0, min(DISK_BYTES, max(1, free)))
     time.sleep(run.random.uniform(1, 8))
     ballast.unlink()
-    run.settle({RUN_ERROR_EXIT_CODE, USER_ERROR_EXIT_CODE})
+    # A start that failed just before that may not have ended yet, and may be the last that the supervisor tries.
+    goal = run.last_step() + 2
+    run.wait(lambda: run.process.poll() is not None or run.last_step() >= goal, "it trains or ends", running=False)
+    run.settle({RUN_ERROR_EXIT_CODE})
 
 
 def jump_the_clock(run: Round) -> None:

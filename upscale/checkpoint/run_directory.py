@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from pathlib import Path
@@ -11,10 +12,13 @@ from upscale.checkpoint import lock, manifest
 from upscale.checkpoint.layout import CHECKPOINTS, CONFIG, METRICS, config_path
 from upscale.config import AUTO, Config
 from upscale.config import files as config_files
-from upscale.errors import UserError
+from upscale.errors import RunError, UserError
 
 if TYPE_CHECKING:  # commands that only look at files start without torch
     from upscale.distributed.world import World
+
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of a file system that may work again when it has room or its server answers."""
 
 # What a checkpoint's weights and lanes depend on. Everything else may change from one start to the next; that corpora
 # are still the same is checked by their content (data.py), since folders move.
@@ -66,7 +70,8 @@ def kept_precision(config: Config, world: World) -> str | None:
 def open_directory(config: Config, world: World) -> tuple[Path, lock.Lock | None, list[str]]:
     """Make or enter the run directory and write config.yaml; returns it, rank 0's lock, and notes on what has changed.
 
-    Raises UserError, on every rank, when it holds another run, is in use, may not be continued, or cannot be written.
+    Raises, on every rank, UserError when it holds another run, is in use, may not be continued, or cannot be written,
+    and RunError when it cannot be written now, as on a full disk: then the same start may work later.
     """
     entrance = Entrance(config) if world.is_main else None
     # One exchange a look: the others must not take a first rank that waits for one that hangs.
@@ -74,12 +79,12 @@ def open_directory(config: Config, world: World) -> tuple[Path, lock.Lock | None
         pass
     problem, notes = outcome
     if problem:
-        raise UserError(problem)
+        raise problem
     return Path(config.run.dir), entrance.lock if entrance else None, notes
 
 
 class Entrance:
-    """Rank 0's way into a run directory: call `step` until it returns the problem, if there is one, and the notes."""
+    """Rank 0's way into a run directory: call `step` until it returns what to raise, if anything, and the notes."""
 
     def __init__(self, config: Config):
         self.config, self.directory = config, Path(config.run.dir)
@@ -87,18 +92,23 @@ class Entrance:
         self.lock: lock.Lock | None = None
         self.told = ""
 
-    def step(self) -> tuple[str | None, list[str]] | None:
+    def step(self) -> tuple[UserError | RunError | None, list[str]] | None:
+        problem: UserError | RunError
         try:
             return self._step()
         except UserError as error:
-            problem = str(error)
+            problem = error
         except OSError as error:
-            problem = f"run directory {self.directory} cannot be used: {error}. Choose another with run.dir=FOLDER."
+            message = f"run directory {self.directory} cannot be used"
+            if error.errno in PASSING:
+                problem = RunError(f"{message} now: {error}. Start again when it can, or with another run.dir=FOLDER.")
+            else:
+                problem = UserError(f"{message}: {error}. Choose another with run.dir=FOLDER.")
         if self.lock:
             self.lock.release()
         return problem, []
 
-    def _step(self) -> tuple[str | None, list[str]] | None:
+    def _step(self) -> tuple[None, list[str]] | None:
         if self.candidate is None:
             _changes_since(self.directory, self.config)  # a start that is refused leaves no trace
             self.candidate = lock.Candidate(self.directory)
