@@ -325,6 +325,19 @@ def test_a_start_on_a_full_disk_exits_1_and_works_when_there_is_room(tmp_path):
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_start_asks_no_compiler(tmp_path, stage):
+    """DeepSpeed would try which of its kernels could be built, and a rank killed meanwhile leaves the trial's files."""
+    for name in ("cc", "c++", "gcc", "g++", "clang", "nvcc"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $@ >> {tmp_path}/called\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    words = command(tmp_path / "run", "run.steps=1", f"engine.zero_stage={stage}", "data.sources=[{kind: uniform}]")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    code, output = finish(start([sys.executable, "upscale/train.py", *words], PATH=path))
+    assert code == 0, output
+    assert not (tmp_path / "called").exists(), (tmp_path / "called").read_text()
+
+
 def test_more_ranks_than_lanes_exit_2_on_every_rank_with_one_message(tmp_path):
     code, output = finish(start([*torchrun(3), *command(tmp_path, "data.lanes=2")]))
     assert code != 0 and output.count("3 ranks for data.lanes = 2") == 1, output

@@ -147,7 +147,7 @@ def of_what_is_left(run: Round) -> list[str]:
     if taken := sorted(used & listening()):
         found.append(f"ports {taken} are left")
     half = [path for path in run.directory.rglob("*") if path.name.startswith(".")]
-    extra = [path for path in (run.folder / "temporary").iterdir() if not of_a_library(path)]
+    extra = [path for path in (run.folder / "temporary").iterdir() if not path.name.startswith("torchinductor")]
     # A killed supervisor cannot remove the folder of its heartbeats.
     heartbeats = [path for path in extra if path.name.startswith("upscale-")][run.killed_supervisors :]
     extra = [path for path in extra if not path.name.startswith("upscale-")] + heartbeats
@@ -155,12 +155,6 @@ def of_what_is_left(run: Round) -> list[str]:
     if half or extra or any(len(paths) != 1 for paths in turns):
         found.append(f"files left: {[str(path) for path in [*half, *extra, *turns[0][1:], *turns[1][1:]]]}")
     return found
-
-
-def of_a_library(path: Path) -> bool:
-    """torch's cache, or what a rank leaves that is killed while DeepSpeed asks the compiler for a function."""
-    trial = path.is_dir() and {"test.c", "stderr.txt"} & {inner.name for inner in path.iterdir()}
-    return path.name.startswith("torchinductor") or bool(trial)
 
 
 def listening() -> set[int]:

@@ -42,8 +42,9 @@ def _import_deepspeed(device: torch.device):
             f"{TESTED_VERSION}: pip install deepspeed=={TESTED_VERSION}"
         )
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # On a CPU DeepSpeed compiles a shared-memory op with g++ (28 s) that only inference uses.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Before it is asked for, DeepSpeed finds out by compilers which of its own kernels could be built, and builds one for
+    # inference on CPUs (28 s). Training here uses none; a rank that is killed meanwhile would leave the compiler's files.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 
