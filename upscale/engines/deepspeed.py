@@ -42,8 +42,8 @@ def _import_deepspeed(device: torch.device):
             f"{TESTED_VERSION}: pip install deepspeed=={TESTED_VERSION}"
         )
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Before it is asked for, DeepSpeed finds out by compilers which of its own kernels could be built, and builds one for
-    # inference on CPUs (28 s). Training here uses none; a rank that is killed meanwhile would leave the compiler's files.
+    # Looking into it makes DeepSpeed try by compilers which of its kernels could be built, and build one for inference
+    # on CPUs (28 s). Training uses none of them, and a rank that is killed meanwhile would leave the compiler's files.
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
