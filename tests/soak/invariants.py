@@ -153,7 +153,8 @@ def of_what_is_left(run: Round) -> list[str]:
     extra = [path for path in extra if not path.name.startswith("upscale-")] + heartbeats
     turns = [list((run.directory / name).iterdir()) for name in (lock.FOLDER, f"{layout.EVALUATIONS}.lock")]
     if half or extra or any(len(paths) != 1 for paths in turns):
-        found.append(f"files left: {[str(path) for path in [*half, *extra, *turns[0][1:], *turns[1][1:]]]}")
+        left = [*half, *extra, *turns[0][1:], *turns[1][1:]]
+        found.append(f"files left: {[str(path.relative_to(run.folder)) for path in left]}")
     return found
 
 
