@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,18 +98,14 @@ def little_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def little_time() -> Iterator[None]:
-    """More than CPU_SECONDS of this process's own work is a failure. Other processes' work does not count."""
-
-    def too_long(_number: int, _frame: object) -> None:
-        raise AssertionError(f"a reader was at work for {CPU_SECONDS} s")
-
-    before = signal.signal(signal.SIGVTALRM, too_long)
+    """More than CPU_SECONDS of its own work ends this process, also inside of a library's C code, and tells where."""
+    faulthandler.register(signal.SIGVTALRM, sys.__stderr__, chain=True)  # then the signal's default, which ends it
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        faulthandler.unregister(signal.SIGVTALRM)
 
 
 def ends_well(read: Callable, *arguments, also: tuple[type[Exception], ...] = ()) -> Any:
