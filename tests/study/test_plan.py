@@ -10,7 +10,7 @@ from tests.study import tiny
 from upscale.config import files as config_files
 from upscale.errors import UserError
 from upscale.evaluation.tasks import TEXTS
-from upscale.study import grid, loading, members, plan, schema
+from upscale.study import grid, loading, members, plan, reporting, schema
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
 
@@ -50,6 +50,49 @@ def test_overrides_reach_every_stage_and_a_stages_own_settings_win_over_the_stud
     found = planned(tmp_path, ["model.width=64"], set__model={"context": 20}, arms__body=None).members()
     assert {member.config.model.width for member in found} == {64}
     assert [member.config.model.context for member in found] == [20, 24, 20]
+
+
+def test_an_arm_may_set_what_its_stage_does_otherwise(tmp_path):
+    """It wins over the stage and the study; the command line wins over all. Equal settings are one member."""
+    slow = {"stage": "text", "set": {"optimizer": {"learning_rate": "1e-3"}}}
+    narrow = {"stage": "first", "set": {"schedule.warmup": 12, "data.control": "shuffled"}}
+    changes = {"arms__slow": ["first", slow], "arms__narrow": [narrow, slow]}
+    found = planned(tmp_path, **changes)
+    names = [member.name for member in found.members(["slow", "narrow"])]
+    label = "first-warmup_12-control_shuffled"
+    assert names == ["first-0", "first.text-learning_rate_0.001-0", f"{label}-0", f"{label}.text-learning_rate_0.001-0"]
+    rates = {arm: found.member(arm, 0, "text").config.optimizer.learning_rate for arm in ("whole", "slow", "narrow")}
+    assert rates == {"whole": 3e-2, "slow": 1e-3, "narrow": 1e-3}
+    first = found.member("narrow", 0, "first").config
+    assert (first.schedule.warmup, first.data.control) == (12, "shuffled")
+    assert found.member("slow", 0, "text").config.run.seed == found.member("whole", 0, "text").config.run.seed
+    assert "optimizer.learning_rate 0.001)" in reporting.description(found, "slow")
+    overridden = planned(tmp_path, ["optimizer.learning_rate=0.5"], **changes)
+    assert overridden.member("slow", 0, "text").config.optimizer.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evaluation.slices": 3}, "arms.other[1].set: evaluation.slices must be the same for all arms"),
+        ({"model": {"context": 8}}, "arms.other[1].set: model.context must be the same for all arms"),
+        ({"run.seed": 3}, "arms.other[1].set: run.seed is set by the study itself"),
+        ({"data.corpora": [{"path": "x"}]}, "arms.other[1].set.data.corpora"),
+        ({"run.name": "a/b"}, "arms.other[1].set.run.name"),
+        ({"optimizer.rate": 3}, "stage text: override 'optimizer.rate=3': optimizer.rate: unknown key"),
+        ({"schedule.instances": 288}, "tokens in text: scratch 2,304, whole 2,304, body 2,304, other 4,608"),
+    ],
+)
+def test_what_an_arm_may_not_set(tmp_path, settings, message):
+    assert message in problems(tmp_path, arms__other=["first", {"stage": "text", "set": settings}])
+
+
+def test_a_stage_that_arms_pass_on_unequal_budgets_counts_as_unequal(tmp_path):
+    less = {"stage": "first", "set": {"schedule.instances": 1200}}
+    changes = {"arms__other": [less, "text"]}
+    assert "scratch 0, whole 57,600, body 57,600, other 28,800" in problems(tmp_path, **changes)
+    found = planned(tmp_path, **changes, budget="any")
+    assert found.tokens_before("other", "text") == 28_800
 
 
 def test_mistakes_of_form_come_all_at_once_with_the_nearest_key(tmp_path):

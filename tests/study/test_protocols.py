@@ -95,6 +95,10 @@ def test_smaller_budgets_are_trainings_of_their_own(tmp_path):
         ({"substitute__instances": [600, 600]}, "names a budget twice"),
         ({"substitute__instances": [1200]}, "substitute.instances: 1200 is not below the 1,200 of the whole stage"),
         ({"arms__whole": ["first", "text", "second"]}, "text is not the last stage of arms.whole"),
+        (
+            {"arms__whole": ["first", {"stage": "text", "set": {"schedule.instances": 900}}]},
+            "arms.whole[1].set: schedule.instances is what substitute varies",
+        ),
         ({"arms__whole_at_600": ["second", "text"]}, "substitute makes an arm of this name"),
         (
             {"stages__second": {**FIRST, "set": {**FIRST["set"], "model.width": 64}}, "budget": "any"},

@@ -71,7 +71,7 @@ def test_a_stop_saves_the_member_and_leaves_nothing_running(interrupted):
     assert any(line.startswith("[2/4] first-0: 2,400 rows, 57,600 tokens, at ") for line in lines), output
     assert "[3/4] first.text-0: 144 rows, 2,304 tokens, not begun" in lines
     assert f"    upscale train --config {folder}/tiny.yaml" in lines[5] and "init.from=" in lines[5]
-    assert "tokens before text, which is the same in all arms: scratch 0, whole 57,600, body 57,600" in lines
+    assert "tokens before text: scratch 0, whole 57,600, body 57,600" in lines
     assert not (folder / "runs/first.text-0").exists()
 
 

@@ -94,7 +94,7 @@ def outline(plan: Plan | GridPlan, members: Sequence[Member]) -> str:
     if isinstance(plan, Plan):
         for metric in plan.study.compare:
             budgets = [f"{arm} {plan.tokens_before(arm, metric.stage):,}" for arm in plan.arms_with(metric.stage)]
-            lines.append(f"tokens before {metric.stage}, which is the same in all arms: {', '.join(budgets)}")
+            lines.append(f"tokens before {metric.stage}: {', '.join(budgets)}")
     return "\n".join([*lines, f"runs: {plan.folder}; results: {plan.to / plan.study.name}.md, .json, .png"])
 
 

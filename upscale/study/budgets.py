@@ -41,6 +41,8 @@ def problems(study: Study) -> Iterator[str]:
                 f"substitute.stage: {wanted.stage} is not the last stage of arms.{arm}, whose later stages would have "
                 "to be repeated too; name a stage that ends every arm"
             )
+        if steps[-1].stage == wanted.stage and "schedule.instances" in steps[-1].set:
+            yield f"arms.{arm}[{len(steps) - 1}].set: schedule.instances is what substitute varies; leave it out"
         for instances in wanted.instances:
             if name_at(arm, instances) in study.arms:
                 yield f"arms.{name_at(arm, instances)}: substitute makes an arm of this name; call yours differently"

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from upscale.planning import run_flops
 from upscale.report.runs import UNKNOWN
 from upscale.study import budgets
-from upscale.study.members import Member
 from upscale.study.plan import Plan
 from upscale.study.results import Result, Spread
 
@@ -98,7 +97,7 @@ def collect(plan: Plan, result: Result) -> dict[str, dict[int, Efficiency]]:
             continue
         found[arm] = {}
         for seed, one in outcomes.items():
-            last = _member(plan, arm, seed, result.metric.stage)
+            last = plan.member(arm, seed, result.metric.stage)
             ends = _ends(plan, result, arm, seed)
             text, bound = (
                 tokens_to([*ends, (one.tokens, one.final)], one.baseline_final) if ends else (one.reached, False)
@@ -113,10 +112,6 @@ def collect(plan: Plan, result: Result) -> dict[str, dict[int, Efficiency]]:
                 flops_of_a_token=run_flops(last.config) / last.tokens,
             )
     return found
-
-
-def _member(plan: Plan, arm: str, seed: int, stage: str) -> Member:
-    return next(member for member in plan.chains[arm, seed] if member.stage == stage)
 
 
 def _ends(plan: Plan, result: Result, arm: str, seed: int) -> list[tuple[float, float]]:

@@ -22,7 +22,10 @@ from upscale.study.members import (
     problems_of_files,
     problems_of_settings,
 )
-from upscale.study.schema import UNEQUAL, Step, Study, failure
+from upscale.study.schema import UNEQUAL, Settings, Step, Study, failure
+
+READ = {"model", "data", "evaluation"}
+"""The sections of a config that name files or sources."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Plan:
                 for member in chain:
                     found.update({one.name: one for one in (*member.beside, member)})
         return list(found.values())
+
+    def member(self, arm: str, seed: int, stage: str) -> Member:
+        return next(member for member in self.chains[arm, seed] if member.stage == stage)
 
     def chain_before(self, arm: str, stage: str) -> list[Member]:
         """The members of an arm before one of its stages; of the first seed, since all train on equally much."""
@@ -70,7 +76,8 @@ def make(
     folder, to = study.folders(runs, to)
     places = [("set", study.set), ("override", [text.partition("=")[0] for text in overrides])]
     places += [(f"stages.{name}.set", stage.set) for name, stage in study.stages.items()]
-    problems = list(problems_of_settings(places))
+    own = [(f"arms.{arm}[{at}].set", step.set) for arm, steps in study.arms.items() for at, step in enumerate(steps)]
+    problems = [*problems_of_settings([*places, *own]), *_problems_of_comparison(own)]
     chains: dict[tuple[str, int], list[Member]] = {}
     for seed in study.seeds:
         for arm, steps in study.arms.items():
@@ -111,7 +118,7 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str],
             own |= {f"init.rows.{key}": rule for key, rule in rows.model_dump().items() if rule != "carried"}
             own |= {"init.control": step.control} if step.control != "none" else {}
             own |= {"init.mix": {part: str(other.directory) for part, other in others.items()}} if others else {}
-        every = [*as_overrides(study.set | stage.set), *overrides, *as_overrides(own)]
+        every = [*as_overrides(study.set | stage.set | step.set), *overrides, *as_overrides(own)]
         try:
             config = config_files.load(stage.config, every).resolved()
         except UserError as error:
@@ -125,20 +132,30 @@ def _chain(study: Study, steps: list[Step], seed: int, overrides: Sequence[str],
 
 
 def _differences(step: Step) -> list[str]:
-    """What tells a step's run directory from that of another arm whose weights begin in another way."""
+    """What tells a step's run directory from that of another arm of the same stage."""
     rows = step.rows.model_dump() if step.rows is not None else {}
     found = [f"{part}_{rule}" for part, rule in rows.items() if rule != "carried"]
     found += ["carried"] if step.rows is not None and not found else []
     found += [step.control] if step.control != "none" else []
-    return found + [f"{part}_of_{stage}" for part, stage in step.mix.items()]
+    found += [f"{part}_of_{stage}" for part, stage in step.mix.items()]
+    return found + [f"{key.rpartition('.')[2]}_{value}" for key, value in step.set.items()]
+
+
+def _problems_of_comparison(places: Sequence[tuple[str, Settings]]) -> Iterator[str]:
+    """What an arm may not set by itself, since then arms are not measured alike."""
+    for place, settings in places:
+        for key in settings:
+            if key.startswith("evaluation.") or key == "model.context":
+                yield f"{place}: {key} must be the same for all arms; set it in the stage"
 
 
 def _problems_of_members(plan: Plan) -> Iterator[str]:
     """What no single config shows: files that are not there, models that do not fit, runs of another experiment."""
     configs = {member.stage: member.config for member in reversed(plan.members())}
+    varied = {(m.stage, m.config.model_dump_json(include=READ)): m.config for m in reversed(plan.members())}
     problems = [
         f"stage {stage}: {problem}"
-        for stage, config in configs.items()
+        for (stage, _), config in varied.items()
         for problem in problems_of_files(config, [metric for metric in plan.study.compare if metric.stage == stage])
     ]
     yield from problems or _problems_of_held_out_texts(plan, configs)
@@ -183,8 +200,8 @@ def _problems_of_budgets(plan: Plan) -> Iterator[str]:
         return
     for metric in plan.study.compare:
         before = {arm: plan.chain_before(arm, metric.stage) for arm in plan.arms_with(metric.stage)}
-        shared = set.intersection(*({member.stage for member in chain} for chain in before.values()))
-        own = {arm: sum(m.tokens for m in chain if m.stage not in shared) for arm, chain in before.items()}
+        shared = set.intersection(*({(m.stage, m.tokens) for m in chain} for chain in before.values()))
+        own = {arm: sum(m.tokens for m in chain if (m.stage, m.tokens) not in shared) for arm, chain in before.items()}
         some = [tokens for tokens in own.values() if tokens]
         if some and max(some) > (1 + UNEQUAL) * min(some):
             told = ", ".join(f"{arm} {tokens:,}" for arm, tokens in own.items())
@@ -192,3 +209,7 @@ def _problems_of_budgets(plan: Plan) -> Iterator[str]:
                 f"the arms have trained on unequal numbers of tokens before {metric.stage}, beside stages that all of "
                 f"them have: {told}. Make schedule.instances times model.context equal there, or set budget: any"
             )
+        last = {arm: plan.member(arm, plan.study.seeds[0], metric.stage).tokens for arm in before}
+        if max(last.values()) > (1 + UNEQUAL) * min(last.values()):
+            told = ", ".join(f"{arm} {tokens:,}" for arm, tokens in last.items())
+            yield f"the arms train on unequal numbers of tokens in {metric.stage}: {told}. Or set budget: any"

@@ -90,13 +90,14 @@ def rows(plan: Plan, result: Result) -> list[list[str]]:
 def description(plan: Plan, arm: str) -> str:
     """An arm's stages with their tokens and what begins anew in them."""
     parts = []
-    for member in plan.chains[arm, plan.study.seeds[0]]:
+    for step, member in zip(plan.study.arms[arm], plan.chains[arm, plan.study.seeds[0]], strict=True):
         fresh = member.config.init.reinitialize
         anew = f", fresh {', '.join(fresh)}" if fresh else ""
         rules = member.config.init.rows.model_dump().items()
         anew += "".join(f", rows of {what} {rule}" for what, rule in rules if rule != "carried")
         anew += f", weights {member.config.init.control}" if member.config.init.control != "none" else ""
         anew += "".join(f", {part} of {Path(path).name}" for part, path in member.config.init.mix.items())
+        anew += "".join(f", {key} {value}" for key, value in step.set.items())
         parts.append(f"{member.stage} ({member.tokens:,}{anew})")
     return ", then ".join(parts)
 

@@ -100,11 +100,7 @@ def collect(plan: Plan) -> list[Result]:
     for metric in plan.study.compare:
         key = (metric.task, metric.split)
         arms = plan.arms_with(metric.stage)
-        members = {
-            (arm, seed): next(member for member in plan.chains[arm, seed] if member.stage == metric.stage)
-            for arm in arms
-            for seed in plan.study.seeds
-        }
+        members = {(arm, seed): plan.member(arm, seed, metric.stage) for arm in arms for seed in plan.study.seeds}
         paths = {place: member.directory for place, member in members.items() if member.finished()}
         read = {path: run for path in set(paths.values()) for run in read_runs([path]) if key in run.scored}
         runs: dict[str, dict[int, Run]] = {arm: {} for arm in arms}

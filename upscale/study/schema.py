@@ -40,6 +40,10 @@ Settings = Annotated[dict[Key, Any], BeforeValidator(dotted)]
 """`section.key: value`, as on the command line of `upscale train`, or sections as in a config."""
 
 
+StepSettings = Annotated[dict[Key, bool | int | float | Name], BeforeValidator(dotted)]
+"""The same of one arm; the values are part of a folder's name."""
+
+
 class Stage(Section):
     config: str
     """Config file that `upscale train --config` takes; paths are relative to the current folder, as everywhere."""
@@ -69,6 +73,9 @@ class Step(Section):
     """What this arm takes of the weights before: `init.control` of a config."""
     mix: dict[Part, Name] = {}
     """Parts that this arm takes from a training of another stage, from random weights: part -> stage."""
+    set: StepSettings = {}
+    """What this arm sets otherwise than the stage, such as its best learning rate: numbers, true, false and names, of
+    which its run directory has its name. Keys of `evaluation` and model.context are the same for all arms."""
 
     @model_validator(mode="before")
     @classmethod
