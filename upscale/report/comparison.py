@@ -152,7 +152,8 @@ def sentences(pair: Pair) -> list[str]:
             f"From the pre-trained weights the best of the run from scratch, {found.scratch_best:.3f}, was never "
             f"reached; their own best, {found.pretrained_best:.3f}, takes {found.scratch_reaches:,.0f} from scratch."
         )
-    return [ends, verdict, reach, _forgetting(pair, key)]
+    limits = "These errors are over slices of the text. Trainings with other seeds may differ by more."
+    return [ends, f"{verdict} {limits}", reach, _forgetting(pair, key)]
 
 
 def _forgetting(pair: Pair, trained: TaskKey) -> str:

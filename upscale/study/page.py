@@ -17,6 +17,10 @@ from upscale.report.runs import UNKNOWN
 from upscale.study.schema import AnyStudy
 
 READING = "## Reading"
+ONE_SEED = (
+    "One seed. Trainings with another one may differ by more than what is compared here, and no error on this page "
+    "tells by how much: add seeds before anything is concluded from it."
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ def write(page: Page, study: AnyStudy, to: Path, command: Sequence[str]) -> str:
     name, stem, words = study.name, to / study.name, shlex.join(command)
     own = {"study": study.model_dump(mode="json"), "command": words, "versions": config_files.versions()}
     pictures = {name + (f"-{kind}" if kind else ""): endings for kind, endings in page.pictures.items()}
-    parts = [f"# The study {name}", page.state]
+    states = [page.state, ONE_SEED if len(study.seeds) == 1 else ""]
+    parts = [f"# The study {name}", *states]
     for table in page.tables:
         lines = [table.heads, ["---"] * len(table.heads), *table.rows]
         parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines), table.note]
@@ -66,7 +71,7 @@ def write(page: Page, study: AnyStudy, to: Path, command: Sequence[str]) -> str:
         write_atomically(markdown, ("\n\n".join(filter(None, parts)) + "\n" + heading + reading).encode())
     except OSError as error:
         raise UserError(f"the results cannot be written to {to}: {error.strerror or error}; choose --to") from None
-    shown = [page.state]
+    shown = states
     for table in page.tables:
         shown.append(f"{table.title}\n{aligned_table(table.heads, table.rows)}\n{table.note}".rstrip())
     files = ", ".join(f"{picture.removeprefix(name)}.png and .svg" for picture in pictures)
