@@ -27,13 +27,13 @@ fi
 echo "== what the model will learn from: rows that random LSTMs, automata and Turing machines wrote"
 upscale sample --config configs/smoke.yaml --rows 6
 
-echo "== pre-training on $ranks ranks (run directory $run; remove it to start over)"
+echo "== pre-training on $ranks ranks, five minutes at most (run directory $run; remove it to start over)"
 train() {
     local port
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
     deepspeed --num_gpus "$ranks" --master_port "$port" upscale/train.py "$@"
 }
-train --config configs/smoke.yaml run.dir="$run" run.name=quickstart
+train --config configs/smoke.yaml run.dir="$run" run.name=quickstart run.minutes=5
 
 echo "== measuring the newest checkpoint, and drawing the curves"
 upscale evaluate --run "$run" --slices 600

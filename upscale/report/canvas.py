@@ -31,7 +31,7 @@ OPTIMUM: Look = {"color": "#000000", "linestyle": (0, (1, 1.2)), "linewidth": 1.
 INSTANCES = "instances seen (rows)"
 _MARKERS = "osD^vP"
 _DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_WIDTH_INCHES, _PAGE_INCHES, _AXES_INCHES, _LEGEND_LINE_INCHES = 4.6, 2.8, 3.0, 0.19
+_WIDTH_INCHES, _PAGE_INCHES, _AXES_INCHES, LEGEND_LINE_INCHES = 4.6, 2.8, 3.0, 0.19
 # two columns of longer labels would run out of the panel
 _TWO_COLUMNS_LETTERS = 22
 _DOTS_PER_INCH = 190
@@ -227,7 +227,7 @@ def render(
         return Drawing(markup, {})
     labels = [label for _, label in legend]
     columns = 2 if all(len(label) <= _TWO_COLUMNS_LETTERS for label in labels) else 1
-    figure.set_size_inches(_WIDTH_INCHES, _AXES_INCHES + _LEGEND_LINE_INCHES * math.ceil(len(labels) / columns))
+    figure.set_size_inches(_WIDTH_INCHES, _AXES_INCHES + LEGEND_LINE_INCHES * math.ceil(len(labels) / columns))
     axes.set_title(plain(shortened(title, 40)), loc="left")
     axes.set_ylabel(plain(y_label))
     handles = [Line2D([], [], **look) for look, _ in legend]

@@ -12,6 +12,8 @@ from upscale.report import canvas
 
 _LETTERS = 49
 """Of the legend, below one panel."""
+_LEGEND_LINES = 2
+"""That have room anyway; a longer legend makes the picture higher."""
 _HEIGHT_INCHES = 3.0
 
 
@@ -78,6 +80,8 @@ def draw(panels: Sequence[Panel], x_label: str, y_label: str, log_x: bool) -> di
     labels = [canvas.plain(canvas.shortened(label, 44)) for label in handles]
     across = _LETTERS * min(canvas.SMALL_COLUMNS, len(panels)) // (max(map(len, labels), default=0) + 6)
     ncols = max(1, min(6, len(labels), across))
+    longer = max(0, math.ceil(len(labels) / ncols) - _LEGEND_LINES)
+    figure.set_figheight(figure.get_figheight() + canvas.LEGEND_LINE_INCHES * longer)
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=ncols)
     return canvas.both(figure)
 
