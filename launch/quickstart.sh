@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained, measured and fine-tuned model: set up, look at the data, pre-train with DeepSpeed,
 # evaluate, report, then fine-tune on text from the pre-trained weights and from scratch, and compare.
-# Seven minutes on two fast CPU cores, the set-up included; needs Python 3.10 and a C compiler; uses this machine's GPUs.
+# Eight minutes on two fast CPU cores, the set-up included; needs Python 3.10 and a C compiler; uses this machine's GPUs.
 source "$(dirname "$0")/environment.sh"
 read -ra compilers <<<"${CC:-cc gcc clang}" # CC may hold options too
 command -v "${compilers[@]}" >/dev/null || {
