@@ -59,8 +59,9 @@ def test_an_arm_may_set_what_its_stage_does_otherwise(tmp_path):
     changes = {"arms__slow": ["first", slow], "arms__narrow": [narrow, slow]}
     found = planned(tmp_path, **changes)
     names = [member.name for member in found.members(["slow", "narrow"])]
-    label = "first-warmup_12-control_shuffled"
-    assert names == ["first-0", "first.text-learning_rate_0.001-0", f"{label}-0", f"{label}.text-learning_rate_0.001-0"]
+    label = "first-data.control_shuffled-schedule.warmup_12"
+    text = "text-optimizer.learning_rate_0.001-0"
+    assert names == ["first-0", f"first.{text}", f"{label}-0", f"{label}.{text}"]
     rates = {arm: found.member(arm, 0, "text").config.optimizer.learning_rate for arm in ("whole", "slow", "narrow")}
     assert rates == {"whole": 3e-2, "slow": 1e-3, "narrow": 1e-3}
     first = found.member("narrow", 0, "first").config
@@ -69,6 +70,14 @@ def test_an_arm_may_set_what_its_stage_does_otherwise(tmp_path):
     assert "optimizer.learning_rate 0.001)" in reporting.description(found, "slow")
     overridden = planned(tmp_path, ["optimizer.learning_rate=0.5"], **changes)
     assert overridden.member("slow", 0, "text").config.optimizer.learning_rate == 0.5
+
+
+def test_what_arms_set_names_their_run_directories_apart():
+    """By whole keys, of which two may end in one word, in one order."""
+    settings = [{"optimizer.kind": "one"}, {"data.kind": "one"}, {"data.kind": "one", "run.minutes": 9}]
+    settings += [dict(reversed(settings[2].items()))]
+    labels = [plan._differences(schema.Step(stage="text", set=each)) for each in settings]
+    assert len(set(map(tuple, labels[:3]))) == 3 and labels[2] == labels[3]
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def _differences(step: Step) -> list[str]:
     found += ["carried"] if step.rows is not None and not found else []
     found += [step.control] if step.control != "none" else []
     found += [f"{part}_of_{stage}" for part, stage in step.mix.items()]
-    return found + [f"{key.rpartition('.')[2]}_{value}" for key, value in step.set.items()]
+    return found + [f"{key}_{value}" for key, value in sorted(step.set.items())]
 
 
 def _problems_of_comparison(places: Sequence[tuple[str, Settings]]) -> Iterator[str]:
